@@ -1,0 +1,17 @@
+"""How far is each point from a classifier's decision boundary, and how does training move that distance?"""
+
+from jaxmargin import losses, models, norms, objectives, regularizers
+from jaxmargin.adapters import from_batched, from_linen, from_nnx
+from jaxmargin.attacks import Attack, pgd
+from jaxmargin.batching import over_batch
+from jaxmargin.lipschitz import local_lipschitz
+from jaxmargin.margins import Margins, Summary, histogram, linear_margin, lipschitz_margin, summarize
+from jaxmargin.norms import Norm, l1, l2, linf
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Attack", "Margins", "Norm", "Summary", "from_batched", "from_linen", "from_nnx", "histogram", "l1", "l2",
+    "linear_margin", "linf", "lipschitz_margin", "local_lipschitz", "losses", "models", "norms", "objectives",
+    "over_batch", "pgd", "regularizers", "summarize",
+]  # fmt: skip

@@ -1,0 +1,72 @@
+"""Checkpoints of a training state: the only file that knows Orbax."""
+
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+
+from jaxmargin.lab.training import TrainState
+
+__all__ = ["Checkpoints"]
+
+
+class Checkpoints:
+    """The last states of one training run, by epoch, in one folder. A save is atomic: it is there whole or not at all.
+
+    Args:
+      folder: where they lie; made if missing.
+      keep: how many to keep.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder = folder.absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._manager.close()
+
+    def latest(self) -> int | None:
+        """The last epoch saved, or None."""
+        return self._manager.latest_step()
+
+    def path(self, epoch: int) -> Path:
+        """The folder of one epoch's state."""
+        return self.folder / str(epoch)
+
+    def save(self, epoch: int, state: TrainState) -> None:
+        """Saves the state after an epoch.
+
+        Args:
+          epoch: counted from 1.
+          state: the training state.
+        """
+        self._manager.save(epoch, args=ocp.args.StandardSave(_with_key_data(state)), force=True)
+
+    def restore(self, epoch: int, like: TrainState) -> TrainState:
+        """Reads a state back.
+
+        Args:
+          epoch: a saved epoch.
+          like: a state of the same structure, shapes and dtypes.
+
+        Returns:
+          The saved state.
+
+        Raises:
+          ValueError: what was saved has other shapes or dtypes.
+        """
+        target = jax.eval_shape(_with_key_data, like)
+        saved = self._manager.restore(epoch, args=ocp.args.StandardRestore(target))
+        expected, found = (jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree) for tree in (target, saved))
+        if expected != found:
+            raise ValueError(f"{self.path(epoch)} holds a state of another shape or dtype: remove it")
+        return saved._replace(key=jax.random.wrap_key_data(saved.key))
+
+
+def _with_key_data(state: TrainState) -> TrainState:
+    """Typed keys as the integers inside them, which is what is written."""
+    return state._replace(key=jax.random.key_data(state.key))

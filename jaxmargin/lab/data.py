@@ -1,0 +1,309 @@
+"""Data sets as whole uint8 arrays: digits (inside scikit-learn), MNIST and CIFAR-10 (through TFDS, without TensorFlow).
+
+MNIST and CIFAR-10 are looked for in ``data_dir``, else ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``:
+
+1. ``mnist/<version>``, a standard copy prepared by TFDS as array_record (a tfrecord copy needs TensorFlow: skipped);
+2. ``jaxmargin_mnist/<version>``, a copy prepared by ``jaxmargin.lab.builders``;
+3. where there is neither, the official files are downloaded, checked and prepared as 2, unless ``download=False``.
+
+Images come in the order of the official files, whichever copy they are read from: TFDS stores a standard copy shuffled,
+so an index set (``margin_points``, a validation split) would otherwise name other images on another machine.
+
+Decoded arrays are cached under ``cache_dir``, else ``$JAXMARGIN_CACHE``, else ``$XDG_CACHE_HOME/jaxmargin``, else
+``~/.cache/jaxmargin``, and memory-mapped read-only from then on. The cache is keyed by name, version, metadata and
+shard sizes, and checked by CRC-32 at each start: a damaged one is decoded again, one that cannot be written costs a
+warning and the time to decode.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import uuid
+import warnings
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxmargin import checks
+
+__all__ = ["Dataset", "Split", "load", "margin_points"]
+
+
+class Split(NamedTuple):
+    """One half of a data set, in the order of the official files."""
+
+    images: np.ndarray  # uint8 [n, h, w, c]; images / scale lies in [0, 1]
+    labels: np.ndarray  # int32 [n]
+
+
+class Dataset(NamedTuple):
+    """A data set in memory (or memory-mapped, read-only)."""
+
+    name: str
+    train: Split
+    test: Split
+    num_classes: int
+    scale: float  # the largest pixel value: images / scale lies in [0, 1]
+
+
+_SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
+_SPLITS = ("train", "test")
+_REMEDY = "delete that folder to prepare it anew, or pass another data_dir (--data-dir DIR)"
+_LAYOUT = "1"  # of the cache: raise it when what is stored changes
+
+
+class _Prepared(NamedTuple):
+    folder: Path  # <data_dir>/<name>/<version>
+    shards: dict[str, list[Path]]
+    sizes: dict[str, int]
+    shuffled: bool
+    fingerprint: str
+
+
+def load(
+    name: str,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    download: bool = True,
+) -> Dataset:
+    """Loads a data set whole, as unsigned bytes.
+
+    Args:
+      name: ``digits`` (1,437 train and 360 test images, 8 x 8 x 1, values 0 to 16, no network), ``mnist``
+        (28 x 28 x 1) or ``cifar10`` (32 x 32 x 3).
+      data_dir: folder that holds, or shall hold, prepared TFDS data sets; the default is in the module's docstring.
+      cache_dir: folder for decoded arrays; likewise.
+      download: whether a data set that is not in ``data_dir`` may be downloaded.
+
+    Returns:
+      Dataset with uint8 images [n, h, w, c] and int32 labels [n], as many as the prepared copy has.
+
+    Raises:
+      ValueError: an unknown name, or data that are damaged.
+      FileNotFoundError: data, or a part of them, are missing and could not be downloaded.
+
+    Reference:
+      Wu and Yu 2019, appendix A; https://www.tensorflow.org/datasets/data_source.
+
+    Example:
+      >>> digits = load("digits")
+      >>> digits.train.images.shape, digits.test.images.shape, digits.scale
+      ((1437, 8, 8, 1), (360, 8, 8, 1), 16.0)
+    """
+    checks.one_of("name", name, ("digits", *_SHAPES))
+    if name == "digits":
+        return _load_digits()
+    root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    prepared = _find(name, root) or _prepare(name, root, download)
+    cache = _cache_root(cache_dir) / prepared.folder.parent.name / f"{prepared.folder.name}-{prepared.fingerprint}"
+    splits = _read_cache(cache) or _fill_cache(cache, _decode(name, prepared))
+    return Dataset(name, splits["train"], splits["test"], num_classes=10, scale=255.0)
+
+
+def margin_points(n: int, size: int, seed: int = 0) -> np.ndarray:
+    """The paper's index sets: which examples of a split are measured, drawn without replacement.
+
+    Equal to ``np.random.seed(seed); np.random.choice(n, size, replace=False)``, without touching the global state.
+
+    Args:
+      n: number of examples in the split.
+      size: how many to draw, at most n.
+      seed: of numpy's RandomState; the paper's is 0.
+
+    Returns:
+      int64 indices [size], all different, in drawn order.
+
+    Raises:
+      ValueError: n or size is not a positive whole number, or size exceeds n.
+
+    Reference:
+      Wu and Yu 2019, appendix A (500 points of a split).
+
+    Example:
+      >>> margin_points(10_000, 500)[:4].tolist()
+      [9394, 898, 2398, 5906]
+    """
+    checks.whole("n", n)
+    checks.whole("size", size)
+    if size > n:
+        raise ValueError(f"size={size} exceeds the n={n} examples of the split: pass a size of at most {n}")
+    return np.random.RandomState(seed).choice(n, size, replace=False)
+
+
+def _load_digits() -> Dataset:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    source = load_digits()
+    images, labels = source.images[..., None].astype(np.uint8), source.target.astype(np.int32)
+    parts = train_test_split(images, labels, test_size=360, random_state=0, stratify=labels)
+    train_images, test_images, train_labels, test_labels = parts
+    return Dataset("digits", Split(train_images, train_labels), Split(test_images, test_labels), 10, 16.0)
+
+
+# Finding and preparing -----------------------------------------------------------------------------------------------
+
+
+def _find(name: str, root: Path) -> _Prepared | None:
+    """The newest array_record copy below root, a standard one before one of ours."""
+    for candidate in (name, f"jaxmargin_{name}"):
+        paths = [path for path in (root / candidate).glob("*.*.*") if path.is_dir()]
+        versions = [path for path in paths if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
+        for folder in sorted(versions, key=lambda path: [int(part) for part in path.name.split(".")], reverse=True):
+            if prepared := _inspect(folder):
+                return prepared
+    return None
+
+
+def _inspect(folder: Path) -> _Prepared | None:
+    """What the metadata declare, and whether all shards are there; None for a file format that needs TensorFlow."""
+    try:
+        text = (folder / "dataset_info.json").read_text()
+        info = json.loads(text)
+        if info.get("fileFormat") != "array_record":
+            return None
+        lengths = {split["name"]: [int(length) for length in split["shardLengths"]] for split in info["splits"]}
+        shards = {split: sorted(folder.glob(f"*-{split}.array_record-*")) for split in _SPLITS}
+        missing = [split for split in _SPLITS if len(shards[split]) != len(lengths[split]) or not shards[split]]
+    except FileNotFoundError:
+        raise FileNotFoundError(f"data_dir: {folder} is incomplete, dataset_info.json is missing: {_REMEDY}") from None
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise ValueError(f"data_dir: {folder}/dataset_info.json is damaged: {_REMEDY}") from None
+    if missing:
+        raise FileNotFoundError(f"data_dir: {folder} is incomplete, shards of {missing[0]} are missing: {_REMEDY}")
+    stamp = [_LAYOUT, text, *(f"{path.name} {path.stat().st_size}" for split in _SPLITS for path in shards[split])]
+    fingerprint = hashlib.sha256("\n".join(stamp).encode()).hexdigest()[:12]
+    sizes = {split: sum(lengths[split]) for split in _SPLITS}
+    return _Prepared(folder, shards, sizes, not info.get("disableShuffling", False), fingerprint)
+
+
+def _prepare(name: str, root: Path, download: bool) -> _Prepared:
+    missing = f"{name} is not in {root} as array_record"
+    remedy = f"pass data_dir (--data-dir DIR, or set TFDS_DATA_DIR), a folder that holds {name} prepared by TFDS"
+    if not download:
+        raise FileNotFoundError(f"{missing}: pass download=True, or {remedy}")
+    from jaxmargin.lab import builders
+
+    try:
+        builders.prepare(name, root)
+    except (ImportError, ValueError):
+        raise
+    except Exception as error:  # requests, urllib, TFDS and the file system each raise their own kinds
+        if prepared := _find(name, root):  # another process was faster
+            return prepared
+        what = f"{missing} and could not be downloaded ({_brief(error)})"
+        raise FileNotFoundError(f"{what}: connect to the network, or {remedy}") from None
+    prepared = _find(name, root)
+    assert prepared is not None, f"{name} was prepared in {root} but is not found there"
+    return prepared
+
+
+def _brief(error: Exception) -> str:
+    """An exception of any library on one short line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+# Decoding ------------------------------------------------------------------------------------------------------------
+
+
+def _decode(name: str, prepared: _Prepared) -> dict[str, Split]:
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder_from_directory(prepared.folder)
+        return {split: _decode_split(builder, name, split, prepared) for split in _SPLITS}
+    except ImportError:
+        raise
+    except Exception as error:  # array_record, protobuf, pillow and TFDS each raise their own kinds
+        raise ValueError(f"data_dir: {prepared.folder} cannot be read ({_brief(error)}): {_REMEDY}") from None
+
+
+def _decode_split(builder: Any, name: str, split: str, prepared: _Prepared) -> Split:
+    import PIL.Image
+    import tensorflow_datasets as tfds
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+    from tqdm import tqdm
+
+    n, held = prepared.sizes[split], len(ArrayRecordDataSource(prepared.shards[split]))
+    if held != n:
+        raise ValueError(f"{split} declares {n} examples and holds {held}")
+    source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+    order = _official_index(split, n) if prepared.shuffled else range(n)
+    images, labels = np.empty((n, *_SHAPES[name]), np.uint8), np.empty(n, np.int32)
+    with tqdm(total=n, desc=f"decoding {name} {split}", unit=" images") as progress:
+        for start in range(0, n, 1000):  # records fetched by the thousand come five times faster than one by one
+            rows = range(start, min(start + 1000, n))
+            for i, record in zip(rows, source.__getitems__(list(rows)), strict=True):
+                pixels = np.asarray(PIL.Image.open(io.BytesIO(record["image"])))
+                images[order[i]], labels[order[i]] = pixels.reshape(_SHAPES[name]), record["label"]
+            progress.update(len(rows))
+    return Split(images, labels)
+
+
+def _official_index(split: str, n: int) -> Sequence[int]:
+    """Where the j-th stored record of a standard copy stood in the official files.
+
+    TFDS sorts by the MD5 of the split's name and the example's key; both data sets have the keys 0, 1, ..., n - 1.
+    """
+    return sorted(range(n), key=lambda i: hashlib.md5(f"{split}{i}".encode(), usedforsecurity=False).digest())
+
+
+# The cache -----------------------------------------------------------------------------------------------------------
+
+
+def _cache_root(cache_dir: str | os.PathLike | None) -> Path:
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "jaxmargin"
+    return Path(cache_dir or os.environ.get("JAXMARGIN_CACHE") or default).expanduser()
+
+
+def _checksum(path: Path) -> int:
+    return zlib.crc32(np.memmap(path, np.uint8, "r").data)  # the whole file, header included
+
+
+def _read_cache(folder: Path) -> dict[str, Split] | None:
+    """The memory-mapped arrays; None where there are none, or they are damaged (which a warning says)."""
+    if not folder.is_dir():
+        return None
+    try:
+        checksums = json.loads((folder / "checksums.json").read_text())
+        return {
+            split: Split(*(_open(folder / f"{split}_{kind}.npy", checksums) for kind in Split._fields))
+            for split in _SPLITS
+        }
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        warnings.warn(f"cache_dir: {folder} is damaged ({_brief(error)}): decoding again", stacklevel=3)
+        return None
+
+
+def _open(path: Path, checksums: dict[str, int]) -> np.ndarray:
+    if _checksum(path) != checksums[path.name]:
+        raise ValueError(f"{path.name} does not match its checksum")
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _fill_cache(folder: Path, splits: dict[str, Split]) -> dict[str, Split]:
+    """Writes beside the folder and renames, so that a reader sees all or nothing; else keeps the arrays in memory."""
+    scratch = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    try:
+        scratch.mkdir(parents=True)
+        for split, (images, labels) in splits.items():
+            np.save(scratch / f"{split}_images.npy", images, allow_pickle=False)
+            np.save(scratch / f"{split}_labels.npy", labels, allow_pickle=False)
+        sums = {path.name: _checksum(path) for path in sorted(scratch.glob("*.npy"))}
+        (scratch / "checksums.json").write_text(json.dumps(sums, indent=2))
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged one
+        scratch.replace(folder)
+    except OSError as error:
+        if not folder.is_dir():  # another process may have been faster
+            remedy = "pass a writable cache_dir or set JAXMARGIN_CACHE, or each start decodes again"
+            warnings.warn(f"cache_dir: {folder} cannot be written ({_brief(error)}): {remedy}", stacklevel=3)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return _read_cache(folder) or splits

@@ -1,0 +1,297 @@
+"""One cell of the table, (dataset, model, method, seed): train, follow the margins, attack, write the card.
+
+Everything a cell has finished lies in files: a run that was cut, at any moment, continues where it was and ends with
+the same bytes in its parameters, metrics and card (the measured seconds apart).
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from jaxmargin import checks, models, objectives
+from jaxmargin.batching import Measurement, over_batch
+from jaxmargin.lab import tracking
+from jaxmargin.lab.checkpoints import Checkpoints
+from jaxmargin.lab.data import Dataset, Split, margin_points
+from jaxmargin.lab.evaluation import Arrays, measure, pgd_sweep, read_arrays
+from jaxmargin.lab.training import DivergedError, evaluator, fit, init_state, train_epoch
+from jaxmargin.margins import Margins, linear_margin, lipschitz_margin, summarize
+from jaxmargin.models import Model
+from jaxmargin.norms import l2
+from jaxmargin.objectives import Objective
+
+__all__ = ["METHODS", "MODELS", "Cell", "run_cell", "schedule"]
+
+MODELS = ("linear", "mlp", "cnn")
+METHODS = ("std", "lcr", "amr")
+
+# Epochs at which margins are estimated (Wu and Yu 2019, appendix A); linear models are measured, exactly, at each.
+_ESTIMATION_EPOCHS = (1, 10, 20, 30, 40, 50, 80, 120, 160, 200)
+_CHECKPOINT_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """All that decides the numbers of one cell."""
+
+    dataset: str
+    model: str
+    method: str
+    preset: str
+    seed: int
+    epochs: int
+    learning_rate: float
+    batch_size: int
+    lam: float
+    beta: float
+    tau: float
+    form: str
+    dropout: float
+    points: int
+    num_samples: int
+    radius: float
+    epsilons: tuple[float, ...]
+    attack_steps: int
+    attack_step_size: float
+
+    @property
+    def name(self) -> str:
+        """The cell's name, which is also the name of its files."""
+        return f"{self.dataset}-{self.model}-{self.method}-seed{self.seed}"
+
+    def build_model(self, input_shape: tuple[int, ...], num_classes: int) -> Model:
+        """The network of the cell."""
+        checks.one_of("model", self.model, MODELS)
+        options = {"dropout": self.dropout} if self.model == "cnn" else {}
+        return getattr(models, self.model)(input_shape, num_classes, **options)
+
+    def build_objective(self) -> Objective:
+        """The objective of the cell."""
+        checks.one_of("method", self.method, METHODS)
+        if self.method == "std":
+            return objectives.standard()
+        if self.method == "lcr":
+            return objectives.lcr(self.beta)
+        return objectives.amr(self.lam, self.beta, self.tau, form=self.form)
+
+    def build_margins(self, model: Model) -> Measurement:
+        """The measure of the cell's margins: exact for linear models, sampled for the others."""
+        if self.model == "linear":
+            return over_batch(linear_margin, model.apply, norm=l2)
+        options: dict[str, Any] = dict(norm=l2, radius=self.radius, num_samples=self.num_samples)
+        return over_batch(lipschitz_margin, model.apply, **options)
+
+
+def schedule(epochs: int) -> list[int]:
+    """The epochs whose margins are estimated and kept point by point.
+
+    Args:
+      epochs: the last epoch.
+
+    Returns:
+      The paper's epochs up to the last one, and the last one.
+
+    >>> schedule(60)
+    [1, 10, 20, 30, 40, 50, 60]
+    """
+    return sorted({*(epoch for epoch in _ESTIMATION_EPOCHS if epoch <= epochs), epochs})
+
+
+def run_cell(cell: Cell, data: Dataset, workdir: Path, paper: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Runs a cell to its card, from wherever an earlier run was cut; a finished cell is only read.
+
+    Args:
+      cell: what to run.
+      data: its data set.
+      workdir: gets cards/NAME.json, cards/NAME.npz and cells/NAME/.
+      paper: the published numbers of the cell, kept in the card.
+
+    Returns:
+      The card.
+
+    Raises:
+      DivergedError: the loss is no longer finite; the message names the step and the last good checkpoint.
+    """
+    path = workdir / "cards" / f"{cell.name}.json"
+    if path.exists():
+        return tracking.read_json(path)
+    run = _Run(cell, data, workdir / "cells" / cell.name)
+    params = run.train()
+    robust = run.attack(params)
+    arrays = run.margins()
+    card = run.card(robust, arrays, paper)
+    tracking.write_arrays(path.with_suffix(".npz"), arrays)
+    tracking.write_json(path, card)
+    return card
+
+
+class _Run:
+    """The stages of one cell; each finds in the folder what an earlier run left."""
+
+    def __init__(self, cell: Cell, data: Dataset, folder: Path) -> None:
+        self.cell, self.data, self.folder = cell, data, folder
+        self.model = cell.build_model(data.train.images.shape[1:], data.num_classes)
+        self.measurement = cell.build_margins(self.model)
+        self.evaluate = evaluator(self.model.apply, scale=data.scale)
+        keys = jax.random.split(jax.random.key(cell.seed), 4)
+        self.key_init, self.key_train, self.key_margin, self.key_attack = keys
+        self.splits = {"train": data.train, "test": data.test}
+        self.index = {name: margin_points(len(split.labels), cell.points) for name, split in self.splits.items()}
+        self.on_device = {name: tuple(map(jnp.asarray, split)) for name, split in self.splits.items()}
+
+    def train(self) -> Any:
+        """Trains to the last epoch; returns the parameters."""
+        cell, last = self.cell, self.cell.epochs
+        optimizer = optax.sgd(cell.learning_rate, momentum=0.9, nesterov=True)
+        state = init_state(self.model.init(self.key_init), optimizer, self.key_train)
+        options: dict[str, Any] = dict(batch_size=cell.batch_size, scale=self.data.scale)
+        epoch_fn = train_epoch(self.model.apply, cell.build_objective(), optimizer, **options)
+        with Checkpoints(self.folder / "checkpoints") as checkpoints:
+            done = checkpoints.latest() or 0
+            if done:
+                state = checkpoints.restore(done, state)
+            self._resume_metrics(done, state.params)
+            saved = time.monotonic()
+            epochs = fit(epoch_fn, state, *self.on_device["train"], epochs=last, first=done + 1)
+            with tqdm(total=last, initial=done, desc=f"{cell.name} training", unit="epoch", leave=False) as bar:
+                try:
+                    for epoch, state, _ in self._timed("train", epochs):
+                        if epoch in schedule(last) or time.monotonic() - saved > _CHECKPOINT_SECONDS:
+                            checkpoints.save(epoch, state)
+                            saved = time.monotonic()
+                        self._record(epoch, state.params)
+                        bar.update()
+                except DivergedError as error:
+                    good = checkpoints.latest()
+                    where = f"the last good checkpoint is {checkpoints.path(good)}" if good else "before any checkpoint"
+                    error.args = (f"{cell.name}: {error}; {where}; lower the learning rate or change the method",)
+                    raise
+        named = jax.tree_util.tree_flatten_with_path(state.params)[0]
+        arrays = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in named}
+        tracking.write_arrays(self.folder / "params.npz", arrays)
+        return state.params
+
+    def attack(self, params: Any) -> list[float]:
+        """Robust accuracy on the whole test split under the published attack, one number an epsilon."""
+        cell = self.cell
+        options: dict[str, Any] = dict(norm=l2, epsilons=cell.epsilons, box=(0.0, 1.0))
+        options |= dict(step_size=cell.attack_step_size, num_steps=cell.attack_steps)
+        run = over_batch(pgd_sweep, self.model.apply, **options)
+        with self._stage("attack"):
+            found = self._measure(run, params, self.key_attack, self.data.test, "attack.npz", "attack")["found"]
+        return (1 - found.mean(0)).tolist()
+
+    def margins(self) -> Arrays:
+        """The margins of the points themselves at every estimation epoch, [epochs, points] each."""
+        epochs = schedule(self.cell.epochs)
+        arrays = {"epochs": np.asarray(epochs)}
+        for name in self.splits:
+            found = [read_arrays(self._margin_path(epoch, name)) for epoch in epochs]
+            arrays[f"{name}_index"] = self.index[name]
+            arrays |= {f"{name}_{field}": np.stack([one[field] for one in found]) for field in Margins._fields}
+        return arrays
+
+    def card(self, robust: list[float], arrays: Arrays, paper: dict[str, Any] | None) -> dict[str, Any]:
+        """The result card."""
+        final = {name: self._summary({f: arrays[f"{name}_{f}"][-1] for f in Margins._fields}) for name in self.splits}
+        last = tracking.read_records(self.folder / "metrics.jsonl")[-1]
+        return asdict(self.cell) | {
+            "n_train": len(self.data.train.labels),
+            "n_test": len(self.data.test.labels),
+            "n_margin": self.cell.points,
+            "num_samples": 0 if self.cell.model == "linear" else self.cell.num_samples,
+            "margin_method": "exact" if self.cell.model == "linear" else "sampled Lipschitz constants",
+            "clean_accuracy": 1 - last["test_error"],
+            "train_accuracy": 1 - last["train_error"],
+            "robust_accuracy": robust,
+            "worst_case_accuracy": None,
+            "average_margin": final["test"]["average_margin_unsigned"],
+            "average_margin_signed": final["test"]["average_margin"],
+            "minimum_margin": final["test"]["minimum_margin"],
+            "capped_fraction": final["test"]["capped_fraction"],
+            "train_average_margin": final["train"]["average_margin_unsigned"],
+            "train_average_margin_signed": final["train"]["average_margin"],
+            "train_minimum_margin": final["train"]["minimum_margin"],
+            "paper": paper,
+            "device": tracking.device_name(),
+            "versions": tracking.versions(),
+            "seconds": tracking.read_json(self.folder / "seconds.json"),
+        }
+
+    def _resume_metrics(self, done: int, params: Any) -> None:
+        """Drops what was logged after the checkpoint, and logs its own epoch where the cut came before that."""
+        path = self.folder / "metrics.jsonl"
+        records = [record for record in tracking.read_records(path) if record["epoch"] <= done]
+        tracking.write_records(path, records)
+        if done and (not records or records[-1]["epoch"] < done):
+            self._record(done, params)
+
+    def _record(self, epoch: int, params: Any) -> None:
+        """One line of metrics.jsonl: loss and error on both splits, and margins where they are due."""
+        cell = self.cell
+        record: dict[str, Any] = {name: getattr(cell, name) for name in ("dataset", "model", "method", "seed")}
+        record["epoch"] = epoch
+        with self._stage("evaluate"):
+            for name, (images, labels) in self.on_device.items():
+                loss, error = self.evaluate(params, images, labels)
+                record |= {f"{name}_loss": float(loss), f"{name}_error": float(error)}
+        kept = epoch in schedule(cell.epochs)
+        if kept or cell.model == "linear":
+            with self._stage("margins"):
+                for name, split in self.splits.items():
+                    points = Split(split.images[self.index[name]], split.labels[self.index[name]])
+                    path = self._margin_path(epoch, name).name if kept else None
+                    label = f"{name} margins at epoch {epoch}"
+                    found = self._measure(self.measurement, params, self.key_margin, points, path, label)
+                    record |= {f"{name}_{field}": value for field, value in self._summary(found).items()}
+        tracking.append_record(self.folder / "metrics.jsonl", record)
+
+    def _measure(
+        self, run: Measurement, params: Any, key: jax.Array, split: Split, name: str | None, label: str
+    ) -> Arrays:
+        xs = np.asarray(split.images, np.float32) / self.data.scale
+        path = self.folder / name if name else None
+        return measure(run, params, key, xs, np.asarray(split.labels), path=path, label=f"{self.cell.name} {label}")
+
+    def _margin_path(self, epoch: int, split: str) -> Path:
+        return self.folder / f"margins-{split}-{epoch:04d}.npz"
+
+    def _summary(self, found: Arrays) -> dict[str, float]:
+        summary = summarize(Margins(*(jnp.asarray(found[field]) for field in Margins._fields)))
+        return {
+            "minimum_margin": float(summary.minimum),
+            "average_margin": float(summary.average),
+            "average_margin_unsigned": float(summary.average_unsigned),
+            "margin_accuracy": float(summary.accuracy),
+            "capped_fraction": float(summary.capped_fraction),
+        }
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        """Adds the time of a stage to seconds.json, over all the runs a cell was cut into."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            path = self.folder / "seconds.json"
+            seconds = tracking.read_json(path) if path.exists() else {}
+            seconds[name] = round(seconds.get(name, 0.0) + time.monotonic() - start, 3)
+            tracking.write_json(path, seconds)
+
+    def _timed(self, name: str, steps: Iterator[Any]) -> Iterator[Any]:
+        """Counts only the time spent inside the iterator as the stage's."""
+        while True:
+            with self._stage(name):
+                item = next(steps, None)
+            if item is None:
+                return
+            yield item

@@ -1,0 +1,435 @@
+"""Linear classifiers with exact margins: the hard-margin SVM, the mean difference, and the front between them.
+
+A classifier is (w, b), its labels are -1 and +1, and its signed margin at (x, y) is ``y (w.x + b) / |w|_2``. Everything
+here is one quadratic program, solved to rounding error by an active-set method in double precision::
+
+    minimise  |u - t|^2 / 2 - r c    over u [p] and c [k]    subject to  z_i.u + e_i c >= s  for every i
+
+with rows z_i = y_i x_i. The SVM with a free bias has e_i = y_i, t = 0, r = 0, s = 1; the one with a penalised bias has
+the feature 1 appended to x and no c; the front has t = mean(y x), r = mean(y) and one s for each of its points.
+"""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = [
+    "KKT",
+    "Direction",
+    "Front",
+    "HardMargin",
+    "hard_margin_svm",
+    "linear_margins",
+    "mean_difference",
+    "pareto_front",
+]
+
+Array = NDArray[np.float64]
+FEASIBLE = 1e-11  # a constraint is violated when it misses its level by more than this, relative to max_i |z_i| |u|
+DEPENDENT = 1e-13  # a row lies in the span of the active ones below this squared distance, relative to max_i |z_i|^2
+POOL = 64  # violated constraints looked at between two looks at all of them
+FAR = 1e6  # the level that stands for infinity at the SVM's end of the front, in units of the margin times the tilt
+THINNEST = 1e-6  # a margin below this part of max_i |z_i| cannot be told from 0: the classes count as not separable
+NOT_SEPARABLE = "xs: no hyperplane separates the two classes: choose others, such as digits 0 and 1"
+
+
+class KKT(NamedTuple):
+    """How far a solution is from the optimality conditions, each residual relative to the terms that make it up.
+
+    Attributes:
+      feasibility: max_i (1 - y_i (w.x_i + b)), or 0 where no constraint is violated.
+      slackness: max_i alpha_i |y_i (w.x_i + b) - 1| / max_i alpha_i.
+      stationarity: |w - sum_i alpha_i y_i x_i| / |w|.
+      balance: |sum_i alpha_i y_i| / sum_i alpha_i for a free bias; |b - sum_i alpha_i y_i| / sum_i alpha_i for a
+        penalised one.
+    """
+
+    feasibility: float
+    slackness: float
+    stationarity: float
+    balance: float
+
+
+class HardMargin(NamedTuple):
+    """A hard-margin SVM.
+
+    Attributes:
+      w: The weights [p], scaled so that the smallest y (w.x + b) is 1.
+      b: The bias.
+      support: The indices [k] of the points with a positive multiplier.
+      alpha: The multipliers [n].
+      kkt: What is left of the optimality conditions.
+    """
+
+    w: Array
+    b: float
+    support: NDArray[np.int64]
+    alpha: Array
+    kkt: KKT
+
+
+class Direction(NamedTuple):
+    """A linear classifier: weights ``w`` [p] and bias ``b``."""
+
+    w: Array
+    b: float
+
+
+class Front(NamedTuple):
+    """The exact trade-off between the minimum and the average margin, one entry for each of m points.
+
+    Attributes:
+      minimum: The minimum margin [m], rising.
+      average: The largest average signed margin [m] of any classifier with that minimum.
+      gap: The duality gap [m]: no classifier with that minimum has an average above ``average + gap``.
+      w: The weights [m, p], of length 1.
+      b: The biases [m].
+    """
+
+    minimum: Array
+    average: Array
+    gap: Array
+    w: Array
+    b: Array
+
+
+def linear_margins(w: ArrayLike, b: float, xs: ArrayLike, ys: ArrayLike) -> Array:
+    """The signed distances to a hyperplane, ``y (w.x + b) / |w|_2``: above 0 iff classified correctly.
+
+    Args:
+      w: The weights [p], not all 0.
+      b: The bias.
+      xs: The points [n, p].
+      ys: Their labels [n], -1 or +1.
+
+    Returns:
+      The margins [n].
+
+    Raises:
+      ValueError: For weights that are all 0, or points and labels that do not fit.
+
+    Example:
+      >>> [float(margin) for margin in linear_margins([3.0, 4.0], 5.0, [[0.0, 0.0], [1.0, 1.0]], [1, -1])]
+      [1.0, -2.4]
+    """
+    weights = np.asarray(w, np.float64)
+    points, labels = _points(xs, ys)
+    if not (size := float(np.linalg.norm(weights))):
+        raise ValueError("w=0 has no decision boundary: pass weights that are not all 0")
+    return labels * (points @ weights + b) / size
+
+
+def mean_difference(xs: ArrayLike, ys: ArrayLike) -> Direction:
+    """The classifier by the nearer class mean, ``w = mean_+ - mean_-`` and ``b = -w.(mean_+ + mean_-) / 2``.
+
+    The bias puts the boundary half-way between the two means. Among all unit vectors w points where the class means lie
+    farthest apart, so with as many points of either class no classifier has a larger average margin.
+
+    Args:
+      xs: The points [n, p].
+      ys: Their labels [n], -1 or +1.
+
+    Returns:
+      The ``Direction`` (w, b).
+
+    Raises:
+      ValueError: For points and labels that do not fit, or equal means.
+
+    Example:
+      >>> mean_difference([[0.0], [2.0], [5.0]], [-1, -1, 1])
+      Direction(w=array([4.]), b=-12.0)
+    """
+    points, labels = _points(xs, ys)
+    upper, lower = points[labels > 0].mean(axis=0), points[labels < 0].mean(axis=0)  # [p]
+    w = upper - lower
+    if not w.any():
+        raise ValueError("xs: the two classes have the same mean, so their difference is no direction")
+    return Direction(w, float(-w @ (upper + lower) / 2))
+
+
+def hard_margin_svm(xs: ArrayLike, ys: ArrayLike, *, bias: Literal["free", "penalised"] = "free") -> HardMargin:
+    """The classifier with the largest minimum margin, in either convention of the bias.
+
+    ``free``: minimise |w|^2 / 2; ``penalised``: minimise (|w|^2 + b^2) / 2, both subject to y_i (w.x_i + b) >= 1. The
+    second is the SVM without a bias of the points (x, 1): its (w, b) is the limit of the direction of gradient descent
+    on the logistic loss, where w and b are trained alike, and its margin between the points is the smaller one.
+
+    Args:
+      xs: The points [n, p].
+      ys: Their labels [n], -1 or +1.
+      bias: ``"free"`` or ``"penalised"``.
+
+    Returns:
+      A ``HardMargin``; its minimum margin is 1 / |w|.
+
+    Raises:
+      ValueError: For classes that no hyperplane separates, an unknown ``bias``, or points and labels that do not fit.
+
+    Reference:
+      Boser, Guyon and Vapnik (1992), A training algorithm for optimal margin classifiers; Soudry, Hoffer, Nacson,
+      Gunasekar and Srebro (2018), The implicit bias of gradient descent on separable data, for the limit of descent.
+
+    Example:
+      >>> svm = hard_margin_svm([[0.0], [1.0], [3.0]], [-1, -1, 1])
+      >>> svm.w.round(9), round(svm.b, 9), svm.support
+      (array([1.]), -2.0, array([1, 2]))
+    """
+    points, labels = _points(xs, ys)
+    if bias not in ("free", "penalised"):
+        raise ValueError(f"bias={bias!r} is unknown: choose from free, penalised")
+    program = _program(points, labels, bias=bias)
+    state = _solve(program, 1.0, _start(program, labels))
+    u = _weights(program, state)
+    w, b = (u, float(state.c[0])) if bias == "free" else (u[:-1], float(u[-1]))
+    return HardMargin(w, b, np.flatnonzero(state.alpha), state.alpha, _kkt(w, b, state.alpha, points, labels, bias))
+
+
+def pareto_front(xs: ArrayLike, ys: ArrayLike, *, minimums: ArrayLike | None = None, num_points: int = 40) -> Front:
+    """The largest average signed margin for each minimum margin m, exactly.
+
+    ``maximise mean(y x).w + mean(y) b`` over |w| <= 1 and b, subject to y_i (w.x_i + b) >= m for every i. It is a
+    convex program, so the front is concave; it ends at the SVM with a free bias, whose minimum is the largest. With u =
+    w times the multiplier of |w| <= 1 it becomes the quadratic program at the top of the file, at the level s = m |u|.
+    Its solution gives the classifier and, from its multipliers alpha (sum_i alpha_i y_i = -mean(y)), the dual bound on
+    every average, ``|mean(y x) + sum_i alpha_i y_i x_i| - m sum_i alpha_i``. Where one class is larger, b alone raises
+    the average without end as m falls: far below 0 the front calls every point by the larger class.
+
+    Args:
+      xs: The points [n, p].
+      ys: Their labels [n], -1 or +1.
+      minimums: The minimum margins m, none above the SVM's; by default ``num_points`` of them, from the mean
+        difference's to the SVM's, closer together towards the SVM, where the front is steep.
+      num_points: How many points, if ``minimums`` is not given.
+
+    Returns:
+      A ``Front``.
+
+    Raises:
+      ValueError: For classes that no hyperplane separates, a minimum that no classifier reaches, fewer than two points,
+        or points and labels that do not fit.
+
+    Example:
+      >>> front = pareto_front([[0.0, 0.0], [4.0, 0.0], [4.0, 8.0]], [-1, 1, 1], minimums=[0.0, 1.0, 2.0])
+      >>> front.average.round(4), bool((front.gap < 1e-6).all())
+      (array([3.7712, 3.4379, 2.    ]), True)
+    """
+    points, labels = _points(xs, ys)
+    svm = hard_margin_svm(points, labels)
+    largest = 1 / float(np.linalg.norm(svm.w))
+    if minimums is None:
+        if num_points < 2:
+            raise ValueError(f"num_points={num_points} must be at least 2: the front has two ends")
+        lowest = min(linear_margins(*mean_difference(points, labels), points, labels).min(), 0.0)
+        minimums = largest - (largest - lowest) * np.linspace(1.0, 0.0, num_points) ** 3
+    levels = np.sort(np.asarray(minimums, np.float64))
+    if levels.ndim != 1 or not len(levels) or not levels[-1] <= largest * (1 + 1e-9):
+        raise ValueError(f"minimums={minimums}: pass numbers up to the largest minimum margin, {largest:.6g}")
+    program = _program(points, labels, tilted=True)
+    state, found = _solve(program, 0.0, _start(program, labels)), []
+    for minimum in levels:
+        at_end = minimum > largest * (1 - 1e-9)  # its level is infinite: the SVM, certified from a far level
+        far = FAR * largest * float(np.linalg.norm(program.tilt))
+        state = _solve(program, far, state) if at_end else _at_minimum(program, minimum, state)
+        found.append(_front_point(program, state, svm if at_end else None, points, labels))
+    return Front(*(np.array(column) for column in zip(*found, strict=True)))
+
+
+class _Program(NamedTuple):
+    """The quadratic program at the top of the file: rows z [n, p], border e [n, k], tilt t [p], slope r [k]."""
+
+    rows: Array
+    border: Array
+    tilt: Array
+    slope: Array
+    reach: float  # max_i |z_i|
+
+
+class _State(NamedTuple):
+    """Multipliers alpha [n] and c [k] at a level s; ``active`` are the constraints held as equalities."""
+
+    alpha: Array
+    c: Array
+    active: list[int]
+    level: float
+
+
+def _program(points: Array, labels: Array, *, bias: str = "free", tilted: bool = False) -> _Program:
+    """The SVM's program, or, tilted by the average margin, the front's."""
+    rows, border = labels[:, None] * points, labels[:, None]
+    if bias == "penalised":
+        rows, border = np.hstack([rows, border]), border[:, :0]
+    tilt, slope = rows.mean(axis=0) * tilted, border.mean(axis=0) * tilted
+    return _Program(rows, border, tilt, slope, float(np.sqrt(np.einsum("np,np->n", rows, rows).max())))
+
+
+def _start(program: _Program, labels: Array) -> _State:
+    """One point of each class, with multipliers that meet the equality sum_i alpha_i e_i = -r."""
+    alpha, active = np.zeros(len(labels)), [int(np.argmax(labels > 0)), int(np.argmax(labels < 0))]
+    if program.slope.any():
+        alpha[active] = max(-program.slope[0], 0.0), max(program.slope[0], 0.0)
+    return _State(alpha, program.slope, active if program.border.shape[1] else [], 0.0)
+
+
+def _solve(program: _Program, level: float, start: _State) -> _State:
+    """The dual active-set method of Goldfarb and Idnani (1983), with a free c and a warm start.
+
+    The most violated constraint enters while the active ones stay tight; multipliers that reach 0 leave. Every round
+    raises the dual objective, so no active set comes twice. Between two looks at all n constraints, POOL are looked at.
+    """
+    state = _settle(program, start._replace(level=level))
+    for _ in range(100 * sum(program.rows.shape)):
+        slack = _slack(program, state, slice(None))  # [n]
+        slack[state.active] = 0.0  # tight up to rounding
+        pool = np.argsort(slack)[:POOL]
+        if slack[pool[0]] >= -_tolerance(program, state):
+            return state
+        state = _settle(program, _admit(program, state, pool))
+        if not program.tilt.any() and level < THINNEST * program.reach * np.linalg.norm(_weights(program, state)):
+            break
+    raise ValueError(NOT_SEPARABLE)
+
+
+def _weights(program: _Program, state: _State) -> Array:
+    """The stationary u = t + sum_i alpha_i z_i [p]."""
+    return program.tilt + state.alpha[state.active] @ program.rows[state.active]
+
+
+def _slack(program: _Program, state: _State, which: NDArray[np.int64] | slice) -> Array:
+    """By how much constraints exceed the level, z_i.u + e_i c - s."""
+    return program.rows[which] @ _weights(program, state) + program.border[which] @ state.c - state.level
+
+
+def _tolerance(program: _Program, state: _State) -> float:
+    """The violation that rounding explains."""
+    return FEASIBLE * max(program.reach * float(np.linalg.norm(_weights(program, state))), abs(state.level))
+
+
+def _bordered(program: _Program, active: list[int]) -> Array:
+    """The matrix [[Z Z', E], [E', 0]] of the active rows."""
+    rows, border = program.rows[active], program.border[active]
+    return np.block([[rows @ rows.T, border], [border.T, np.zeros((border.shape[1],) * 2)]])
+
+
+def _settle(program: _Program, state: _State) -> _State:
+    """Walks the multipliers to the values that make every active constraint tight; whoever reaches 0 leaves."""
+    alpha, active = state.alpha.copy(), state.active
+    while True:
+        target, c = _tight(program, active, state.level)
+        if not (target < 0).any():
+            alpha[active] = target
+            return _State(alpha, c, active, state.level)
+        active, _ = _walk(alpha, active, target - alpha[active], 1.0)
+
+
+def _tight(program: _Program, active: list[int], level: float) -> tuple[Array, Array]:
+    """The multipliers and c with which every active constraint is an equality, after one step of refinement."""
+    matrix = _bordered(program, active)
+    right = np.concatenate([level - program.rows[active] @ program.tilt, -program.slope])
+    solution = np.linalg.solve(matrix, right)
+    solution += np.linalg.solve(matrix, right - matrix @ solution)
+    return solution[: len(active)], solution[len(active) :]
+
+
+def _walk(alpha: Array, active: list[int], direction: Array, longest: float) -> tuple[list[int], float]:
+    """Moves ``alpha[active]`` along a direction, in place, until one of them reaches 0 and leaves."""
+    falling = direction < 0
+    steps = np.where(falling, alpha[active] / np.where(falling, -direction, 1.0), np.inf)
+    first = int(steps.argmin())
+    step = float(min(steps[first], longest))
+    alpha[active] = np.maximum(alpha[active] + step * direction, 0.0) if step < np.inf else alpha[active]
+    if steps[first] > longest:
+        return active, step
+    alpha[active[first]] = 0.0
+    return active[:first] + active[first + 1 :], step
+
+
+def _admit(program: _Program, state: _State, pool: NDArray[np.int64]) -> _State:
+    """Lets constraints of the pool enter, the most violated first, until none of them is violated."""
+    tolerance = _tolerance(program, state)
+    while True:
+        slack = _slack(program, state, pool)
+        slack[np.isin(pool, state.active)] = 0.0
+        worst = int(slack.argmin())
+        if slack[worst] >= -tolerance:
+            return state
+        state = _enter(program, state, int(pool[worst]), -float(slack[worst]))
+
+
+def _enter(program: _Program, state: _State, entering: int, violation: float) -> _State:
+    """Raises one multiplier until its constraint is tight, with all active ones held tight by a linear answer.
+
+    A row that depends on the active ones gains nothing on its own: it is exchanged for the first that reaches 0. If
+    none ever does, a positive combination of rows vanishes, and by Farkas nothing separates the classes.
+    """
+    alpha, c, active = state.alpha.copy(), state.c, state.active
+    while True:
+        own, matrix = program.rows[entering], _bordered(program, active)
+        coupling = np.concatenate([program.rows[active] @ own, program.border[entering]])
+        answer = np.linalg.solve(matrix, -coupling)
+        direction, change = answer[: len(active)], answer[len(active) :]
+        gain = float(own @ own + coupling @ answer)  # how fast the slack grows
+        longest = violation / gain if gain > DEPENDENT * program.reach**2 else np.inf
+        remaining, step = _walk(alpha, active, direction, longest) if active else (active, longest)
+        if step == np.inf:
+            raise ValueError(NOT_SEPARABLE)
+        alpha[entering], c, violation = alpha[entering] + step, c + step * change, violation - step * gain
+        if step == longest:
+            return _State(alpha, c, [*remaining, entering], state.level)
+        active = remaining
+        if not active and len(c):  # alone, it takes all of the equality, and c closes its slack
+            return _settle(program, _State(alpha, c, [entering], state.level))
+
+
+def _at_minimum(program: _Program, minimum: float, state: _State) -> _State:
+    """The solution at the level s with s = m |u(s)|, by Newton's method.
+
+    While the active set stays, u(s) = p + s q, and s solves a quadratic equation. Any s gives a point of the front, so
+    a run that ends early moves along the front and never off it.
+    """
+    flat = program._replace(tilt=0 * program.tilt, slope=0 * program.slope)
+    for _ in range(60):
+        u, size = _weights(program, state), float(np.linalg.norm(_weights(program, state)))
+        if abs(state.level - minimum * size) <= 1e-12 * max(size, abs(state.level)):
+            break
+        q = _tight(flat, state.active, 1.0)[0] @ program.rows[state.active]  # [p] the slope of u in s
+        p = u - state.level * q
+        bend, mixed = 1 - minimum**2 * float(q @ q), minimum * float(p @ q)
+        root = np.sqrt(max(mixed**2 + bend * float(p @ p), 0.0))
+        state = _solve(program, minimum * ((mixed + root) / bend if bend > 0 else size), state)
+    return state
+
+
+def _front_point(program: _Program, state: _State, end: HardMargin | None, points: Array, labels: Array) -> tuple:
+    """(minimum, average, gap, w, b) of a state's classifier, or of the SVM at the end, under the state's dual bound."""
+    u = _weights(program, state)
+    w, b = (end.w, end.b) if end else (u, float(state.c[0]))
+    if (size := float(np.linalg.norm(w))) <= 1e-12 * program.reach:
+        raise ValueError("minimums: at one of them the bias alone gives the average: pass larger ones")
+    margins = linear_margins(w, b, points, labels)
+    bound = float(np.linalg.norm(u)) - margins.min() * state.alpha.sum()
+    return margins.min(), margins.mean(), bound - margins.mean(), w / size, b / size
+
+
+def _kkt(w: Array, b: float, alpha: Array, points: Array, labels: Array, bias: str) -> KKT:
+    """The residuals, from the definitions and not from the solver."""
+    excess = labels * (points @ w + b) - 1  # [n]
+    expected_b = b if bias == "penalised" else 0.0
+    return KKT(
+        feasibility=max(0.0, float(-excess.min())),
+        slackness=float((alpha * np.abs(excess)).max() / alpha.max()),
+        stationarity=float(np.linalg.norm(w - (alpha * labels) @ points) / np.linalg.norm(w)),
+        balance=float(abs(alpha @ labels - expected_b) / alpha.sum()),
+    )
+
+
+def _points(xs: ArrayLike, ys: ArrayLike) -> tuple[Array, Array]:
+    """Points and labels in double precision, checked."""
+    points, labels = np.asarray(xs, np.float64), np.asarray(ys, np.float64)
+    if points.ndim != 2 or labels.shape != points.shape[:1]:
+        raise ValueError(f"xs and ys have shapes {points.shape} and {labels.shape}: pass points [n, p] and labels [n]")
+    if not np.isfinite(points).all():
+        raise ValueError("xs holds nan or infinity: clean the points first")
+    if set(np.unique(labels)) != {-1.0, 1.0}:
+        raise ValueError(f"ys={np.unique(labels)[:5]}...: labels are -1 and +1, and both must occur")
+    return points, labels

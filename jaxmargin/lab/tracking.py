@@ -1,0 +1,136 @@
+"""Results as files: records (.jsonl), cards (.json) and arrays (.npz), each written whole or not at all."""
+
+import io
+import json
+import math
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+__all__ = [
+    "append_record", "device_name", "read_json", "read_records", "versions", "write_arrays", "write_bytes",
+    "write_json", "write_records",
+]  # fmt: skip
+
+Record = dict[str, Any]
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Writes a file whole or not at all.
+
+    Args:
+      path: where; its folder is made if missing.
+      content: the bytes.
+
+    Returns:
+      path.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+    return path
+
+
+def write_json(path: Path, content: Any) -> Path:
+    """Writes readable JSON; a number that is not finite becomes null.
+
+    Args:
+      path: where.
+      content: dicts, lists, strings, numbers, numpy scalars.
+
+    Returns:
+      path.
+    """
+    return write_bytes(path, (json.dumps(_plain(content), indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file."""
+    return json.loads(path.read_text())
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> Path:
+    """Writes arrays as .npz; equal arrays give equal bytes.
+
+    Args:
+      path: where.
+      arrays: by name.
+
+    Returns:
+      path.
+    """
+    buffer = io.BytesIO()
+    plain: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
+    np.savez_compressed(buffer, **plain)
+    return write_bytes(path, buffer.getvalue())
+
+
+def append_record(path: Path, record: Record) -> None:
+    """Adds one line to a .jsonl file.
+
+    Args:
+      path: the file; made if missing.
+      record: flat keys and plain values.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(_line(record))
+
+
+def write_records(path: Path, records: Iterable[Record]) -> Path:
+    """Writes a .jsonl file anew.
+
+    Args:
+      path: the file.
+      records: its lines.
+
+    Returns:
+      path.
+    """
+    return write_bytes(path, "".join(map(_line, records)).encode())
+
+
+def read_records(path: Path) -> list[Record]:
+    """Reads a .jsonl file; a last line that was cut off while being written is left out.
+
+    Args:
+      path: the file; a missing one has no records.
+
+    Returns:
+      Its records.
+    """
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def device_name() -> str:
+    """The device results come from, such as "cpu (x86_64, 2 cores)" or "NVIDIA H100 80GB HBM3"."""
+    device = jax.devices()[0]
+    return f"cpu ({platform.machine()}, {os.cpu_count()} cores)" if device.platform == "cpu" else device.device_kind
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that decides a number."""
+    packages = ("jaxmargin", "jax", "jaxlib", "flax", "optax", "numpy")
+    return {"python": platform.python_version(), **{package: metadata.version(package) for package in packages}}
+
+
+def _line(record: Record) -> str:
+    return json.dumps(_plain(record), allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic | np.ndarray | jax.Array):
+        return _plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,220 @@
+"""The papers' networks as pure functions: ``linear``, ``mlp`` and ``cnn``, built from one list of layers.
+
+>>> import jax, jax.numpy as jnp
+>>> model = mlp((28, 28, 1))
+>>> params = model.init(jax.random.key(0))
+>>> model.apply(params, jnp.zeros((28, 28, 1))).shape
+(10,)
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxmargin import checks
+from jaxmargin.convolution import conv_general_dilated, max_pool
+
+__all__ = ["Layer", "Model", "cnn", "linear", "mlp"]
+
+Shape = tuple[int, ...]
+
+
+class Layer(NamedTuple):
+    """One layer with its weights, for code that walks through a network (certificates).
+
+    Attributes:
+      kind: "conv", "dense", "relu", "max_pool" (2 x 2), "flatten" or "dropout" (the identity when measuring).
+      kernel: [kh, kw, i, o] of a convolution, [i, o] of a dense layer, else None.
+      bias: [o] or None.
+      padding: "SAME" or "VALID" of a convolution, else None.
+    """
+
+    kind: str
+    kernel: jax.Array | None = None
+    bias: jax.Array | None = None
+    padding: str | None = None
+
+
+class Model(NamedTuple):
+    """A classifier as four pure functions of its parameters.
+
+    Attributes:
+      init: key -> params.
+      apply: (params, x [*d], key=None) -> logits [c]; a key switches dropout on (training), none means measuring.
+      features: (params, x [*d]) -> [p], the input of the last dense layer, Phi of eq. (4) of Wu and Yu.
+      layers: params -> tuple of Layer, first to last.
+      input_shape: *d.
+      num_classes: c.
+    """
+
+    init: Callable[[jax.Array], Any]
+    apply: Callable[..., jax.Array]
+    features: Callable[[Any, jax.Array], jax.Array]
+    layers: Callable[[Any], tuple[Layer, ...]]
+    input_shape: Shape
+    num_classes: int
+
+
+class _Step(NamedTuple):
+    """One entry of a network's plan: what the layer is, and its width or rate."""
+
+    kind: str
+    size: float = 0
+
+
+class _Network(nn.Module):
+    """Runs a plan; with ``features`` it stops before the last dense layer."""
+
+    plan: tuple[_Step, ...]
+    padding: str = "VALID"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False, features: bool = False) -> jax.Array:
+        for step in self.plan[:-1] if features else self.plan:
+            x = self._run(step, x, train)
+        return x
+
+    def _run(self, step: _Step, x: jax.Array, train: bool) -> jax.Array:
+        if step.kind == "conv":
+            init = _uniform(9 * x.shape[-1])
+            return nn.Conv(
+                int(step.size),
+                (3, 3),
+                padding=self.padding,
+                kernel_init=init,
+                bias_init=init,
+                conv_general_dilated=conv_general_dilated,
+            )(x)
+        if step.kind == "dense":
+            init = _uniform(x.shape[-1])
+            return nn.Dense(int(step.size), kernel_init=init, bias_init=init)(x)
+        if step.kind == "dropout":
+            return nn.Dropout(step.size, deterministic=not train)(x)
+        simple: dict[str, Callable[[jax.Array], jax.Array]] = dict(relu=nn.relu, max_pool=max_pool, flatten=jnp.ravel)
+        return simple[step.kind](x)
+
+
+def _uniform(fan_in: int) -> Callable[..., jax.Array]:
+    """Weights and biases uniform in +-1/sqrt(fan_in), the initialisation behind the published numbers."""
+    bound = 1 / math.sqrt(fan_in)
+
+    def init(key: jax.Array, shape: Shape, dtype: Any = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def _model(input_shape: Shape, num_classes: int, plan: list[_Step], padding: str = "VALID") -> Model:
+    checks.whole("num_classes", num_classes, least=2)
+    network = _Network((*plan, _Step("dense", num_classes)), padding)
+
+    def init(key: jax.Array) -> Any:
+        return network.init(key, jnp.zeros(input_shape))["params"]
+
+    def run(params: Any, x: jax.Array, **options: Any) -> jax.Array:
+        if jnp.shape(x) != tuple(input_shape):
+            raise ValueError(f"x has shape {jnp.shape(x)}, expected one example {tuple(input_shape)}: vmap batches")
+        logits: Any = network.apply({"params": params}, x, **options)
+        return logits
+
+    def apply(params: Any, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        return run(params, x) if key is None else run(params, x, train=True, rngs={"dropout": key})
+
+    def features(params: Any, x: jax.Array) -> jax.Array:
+        return run(params, x, features=True)
+
+    def layers(params: Any) -> tuple[Layer, ...]:
+        counts, found = {"conv": 0, "dense": 0}, []
+        for step in network.plan:
+            if step.kind in counts:
+                weights = params[f"{step.kind.capitalize()}_{counts[step.kind]}"]
+                counts[step.kind] += 1
+                found.append(Layer(step.kind, **weights, padding=padding if step.kind == "conv" else None))
+            else:
+                found.append(Layer(step.kind))
+        return tuple(found)
+
+    return Model(init, apply, features, layers, tuple(input_shape), num_classes)
+
+
+def linear(input_shape: Shape, num_classes: int = 10) -> Model:
+    """Multiclass logistic regression: flatten, dense(c).
+
+    Args:
+      input_shape: shape *d of one example.
+      num_classes: c >= 2.
+
+    Returns:
+      A Model; its features are the flattened input.
+    """
+    return _model(input_shape, num_classes, [_Step("flatten")])
+
+
+def mlp(input_shape: Shape, num_classes: int = 10, *, hidden: int = 1024) -> Model:
+    """One hidden ReLU layer: flatten, dense(hidden), relu, dense(c).
+
+    Args:
+      input_shape: shape *d of one example.
+      num_classes: c >= 2.
+      hidden: width of the hidden layer.
+
+    Returns:
+      A Model.
+
+    Reference:
+      Wu and Yu 2019, appendix A.
+    """
+    checks.whole("hidden", hidden)
+    return _model(input_shape, num_classes, [_Step("flatten"), _Step("dense", hidden), _Step("relu")])
+
+
+def cnn(
+    input_shape: Shape,
+    num_classes: int = 10,
+    *,
+    widths: tuple[int, int] | None = None,
+    hidden: int | None = None,
+    dropout: float = 0.0,
+    padding: str | None = None,
+) -> Model:
+    """conv 3x3 twice, max-pool, conv 3x3 twice, max-pool, dense twice, dense(c), a ReLU after each but the last.
+
+    The defaults follow the input: 28 x 28 x 1 takes widths (32, 64), hidden 200 and VALID padding (312,202 parameters);
+    32 x 32 x 3 takes (64, 128), 256 and VALID; images below 16 pixels take (16, 32), 64 and SAME.
+
+    Args:
+      input_shape: (height, width, channels).
+      num_classes: c >= 2.
+      widths: channels of the first and of the second pair of convolutions.
+      hidden: width of the two dense layers.
+      dropout: rate after each dense ReLU, in training only, 0 <= dropout < 1.
+      padding: "VALID" or "SAME".
+
+    Returns:
+      A Model.
+
+    Raises:
+      ValueError: an input that is not an image or too small for its padding.
+
+    Reference:
+      Carlini and Wagner 2017, table 1; Weng et al. 2018 (CLEVER).
+    """
+    if len(input_shape) != 3:
+        raise ValueError(f"input_shape={input_shape} is not (height, width, channels): a cnn reads images")
+    small = min(input_shape[:2]) < 16
+    large = ((64, 128), 256) if input_shape[2] == 3 else ((32, 64), 200)
+    default_widths, default_hidden = ((16, 32), 64) if small else large
+    first, second = widths or default_widths
+    hidden, padding = hidden or default_hidden, padding or ("SAME" if small else "VALID")
+    checks.one_of("padding", padding, ["SAME", "VALID"])
+    if min(input_shape[:2]) < (4 if padding == "SAME" else 16):
+        raise ValueError(f"input_shape={input_shape} is too small for padding={padding!r}: two poolings leave nothing")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout} must lie in [0, 1)")
+    block = [[_Step("conv", width), _Step("relu")] * 2 + [_Step("max_pool")] for width in (first, second)]
+    dense = [_Step("dense", hidden), _Step("relu")] + ([_Step("dropout", dropout)] if dropout else [])
+    return _model(input_shape, num_classes, [*block[0], *block[1], _Step("flatten"), *dense, *dense], padding)

@@ -1,0 +1,94 @@
+"""Norms as values: what distances, projections, steps and samples need to know of a norm, as five functions.
+
+>>> import jax.numpy as jnp, jaxmargin as jm
+>>> g = jnp.array([3.0, -4.0])
+>>> [float(norm.dual_size(g)) for norm in (jm.l2, jm.linf, jm.l1)]
+[5.0, 7.0, 4.0]
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+__all__ = ["Norm", "l1", "l2", "linf"]
+
+
+class Norm(NamedTuple):
+    """A norm on inputs of any shape [*d], flattened where a formula needs a vector.
+
+    Attributes:
+      size: x -> ||x||, a scalar.
+      dual_size: g -> ||g||_* = max <g, u> over ||u|| <= 1, the size of a gradient.
+      steepest: g -> the u with ||u|| <= 1 that attains it; 0 where g = 0.
+      project: (x, radius) -> the nearest point (Euclidean) of the ball of that radius around 0.
+      sample_ball: (key, shape) -> one point uniform in the unit ball.
+    """
+
+    size: Callable[[jax.Array], jax.Array]
+    dual_size: Callable[[jax.Array], jax.Array]
+    steepest: Callable[[jax.Array], jax.Array]
+    project: Callable[[jax.Array, jax.Array | float], jax.Array]
+    sample_ball: Callable[[jax.Array, tuple[int, ...]], jax.Array]
+
+
+def _l2_size(x: jax.Array) -> jax.Array:
+    square = jnp.sum(x * x)
+    nonzero = square > 0  # the slope of sqrt at 0 is infinite; the double where keeps its NaN out of the gradient
+    return jnp.where(nonzero, jnp.sqrt(jnp.where(nonzero, square, 1.0)), 0.0)
+
+
+def _linf_size(x: jax.Array) -> jax.Array:
+    return jnp.max(jnp.abs(x))
+
+
+def _l1_size(x: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.abs(x))
+
+
+def _l2_steepest(g: jax.Array) -> jax.Array:
+    scale = _linf_size(g)  # dividing by the largest entry first keeps tiny gradients from underflowing when squared
+    unit = g / jnp.where(scale > 0, scale, 1.0)
+    return unit / jnp.maximum(_l2_size(unit), 1.0)
+
+
+def _l1_steepest(g: jax.Array) -> jax.Array:
+    flat = g.reshape(-1)
+    largest = jnp.argmax(jnp.abs(flat))
+    return jnp.zeros_like(flat).at[largest].set(jnp.sign(flat[largest])).reshape(g.shape)
+
+
+def _l2_project(x: jax.Array, radius: jax.Array | float) -> jax.Array:
+    return x * jnp.minimum(1.0, radius / jnp.maximum(_l2_size(x), jnp.finfo(x.dtype).tiny))
+
+
+def _linf_project(x: jax.Array, radius: jax.Array | float) -> jax.Array:
+    return jnp.clip(x, -radius, radius)
+
+
+def _l1_project(x: jax.Array, radius: jax.Array | float) -> jax.Array:
+    return optax.projections.projection_l1_ball(x, radius)
+
+
+def _l2_sample(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    key_direction, key_radius = jax.random.split(key)
+    direction = jax.random.normal(key_direction, shape)
+    return direction / _l2_size(direction) * jax.random.uniform(key_radius) ** (1 / direction.size)
+
+
+def _linf_sample(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return jax.random.uniform(key, shape, minval=-1.0)
+
+
+def _l1_sample(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    # Laplace coordinates over their own sum plus one more exponential are uniform in the ball (Barthe et al. 2005).
+    key_laplace, key_slack = jax.random.split(key)
+    laplace = jax.random.laplace(key_laplace, shape)
+    return laplace / (_l1_size(laplace) + jax.random.exponential(key_slack))
+
+
+l2 = Norm(_l2_size, _l2_size, _l2_steepest, _l2_project, _l2_sample)
+linf = Norm(_linf_size, _l1_size, jnp.sign, _linf_project, _linf_sample)
+l1 = Norm(_l1_size, _linf_size, _l1_steepest, _l1_project, _l1_sample)

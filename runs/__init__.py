@@ -1,0 +1,1 @@
+"""One entry point a study, run with ``python -m runs.NAME``."""
