@@ -19,6 +19,7 @@ __all__ = [
     "Direction",
     "Front",
     "HardMargin",
+    "NotSeparableError",
     "hard_margin_svm",
     "linear_margins",
     "mean_difference",
@@ -29,9 +30,13 @@ Array = NDArray[np.float64]
 FEASIBLE = 1e-11  # a constraint is violated when it misses its level by more than this, relative to max_i |z_i| |u|
 DEPENDENT = 1e-13  # a row lies in the span of the active ones below this squared distance, relative to max_i |z_i|^2
 POOL = 64  # violated constraints looked at between two looks at all of them
-FAR = 1e6  # the level that stands for infinity at the SVM's end of the front, in units of the margin times the tilt
+FAR = (1e4, 1e5, 1e6, 1e7, 1e8)  # levels that stand for infinity at the SVM's end, over the margin times the tilt
 THINNEST = 1e-6  # a margin below this part of max_i |z_i| cannot be told from 0: the classes count as not separable
 NOT_SEPARABLE = "xs: no hyperplane separates the two classes: choose others, such as digits 0 and 1"
+
+
+class NotSeparableError(ValueError):
+    """No hyperplane separates the two classes, or only one with a margin too thin for double precision."""
 
 
 class KKT(NamedTuple):
@@ -82,7 +87,7 @@ class Front(NamedTuple):
     Attributes:
       minimum: The minimum margin [m], rising.
       average: The largest average signed margin [m] of any classifier with that minimum.
-      gap: The duality gap [m]: no classifier with that minimum has an average above ``average + gap``.
+      gap: The duality gap [m], at least 0: no classifier with that minimum has an average above ``average + gap``.
       w: The weights [m, p], of length 1.
       b: The biases [m].
     """
@@ -164,7 +169,8 @@ def hard_margin_svm(xs: ArrayLike, ys: ArrayLike, *, bias: Literal["free", "pena
       A ``HardMargin``; its minimum margin is 1 / |w|.
 
     Raises:
-      ValueError: For classes that no hyperplane separates, an unknown ``bias``, or points and labels that do not fit.
+      NotSeparableError: A ``ValueError``, for classes that no hyperplane separates.
+      ValueError: For an unknown ``bias``, or points and labels that do not fit.
 
     Reference:
       Boser, Guyon and Vapnik (1992), A training algorithm for optimal margin classifiers; Soudry, Hoffer, Nacson,
@@ -178,10 +184,11 @@ def hard_margin_svm(xs: ArrayLike, ys: ArrayLike, *, bias: Literal["free", "pena
     points, labels = _points(xs, ys)
     if bias not in ("free", "penalised"):
         raise ValueError(f"bias={bias!r} is unknown: choose from free, penalised")
-    program = _program(points, labels, bias=bias)
+    centre = points.mean(axis=0) * (bias == "free")  # a free bias takes up any shift, and short rows round less
+    program = _program(points - centre, labels, bias=bias)
     state = _solve(program, 1.0, _start(program, labels))
     u = _weights(program, state)
-    w, b = (u, float(state.c[0])) if bias == "free" else (u[:-1], float(u[-1]))
+    w, b = (u, float(state.c[0] - u @ centre)) if bias == "free" else (u[:-1], float(u[-1]))
     return HardMargin(w, b, np.flatnonzero(state.alpha), state.alpha, _kkt(w, b, state.alpha, points, labels, bias))
 
 
@@ -206,8 +213,8 @@ def pareto_front(xs: ArrayLike, ys: ArrayLike, *, minimums: ArrayLike | None = N
       A ``Front``.
 
     Raises:
-      ValueError: For classes that no hyperplane separates, a minimum that no classifier reaches, fewer than two points,
-        or points and labels that do not fit.
+      NotSeparableError: A ``ValueError``, for classes that no hyperplane separates.
+      ValueError: For a minimum that no classifier reaches, fewer than two points, or points and labels that do not fit.
 
     Example:
       >>> front = pareto_front([[0.0, 0.0], [4.0, 0.0], [4.0, 8.0]], [-1, 1, 1], minimums=[0.0, 1.0, 2.0])
@@ -215,6 +222,8 @@ def pareto_front(xs: ArrayLike, ys: ArrayLike, *, minimums: ArrayLike | None = N
       (array([3.7712, 3.4379, 2.    ]), True)
     """
     points, labels = _points(xs, ys)
+    centre = points.mean(axis=0)
+    points = points - centre  # the bias takes up the shift, and short rows round less
     svm = hard_margin_svm(points, labels)
     largest = 1 / float(np.linalg.norm(svm.w))
     if minimums is None:
@@ -226,13 +235,15 @@ def pareto_front(xs: ArrayLike, ys: ArrayLike, *, minimums: ArrayLike | None = N
     if levels.ndim != 1 or not len(levels) or not levels[-1] <= largest * (1 + 1e-9):
         raise ValueError(f"minimums={minimums}: pass numbers up to the largest minimum margin, {largest:.6g}")
     program = _program(points, labels, tilted=True)
-    state, found = _solve(program, 0.0, _start(program, labels)), []
-    for minimum in levels:
-        at_end = minimum > largest * (1 - 1e-9)  # its level is infinite: the SVM, certified from a far level
-        far = FAR * largest * float(np.linalg.norm(program.tilt))
-        state = _solve(program, far, state) if at_end else _at_minimum(program, minimum, state)
-        found.append(_front_point(program, state, svm if at_end else None, points, labels))
-    return Front(*(np.array(column) for column in zip(*found, strict=True)))
+    state, found, at_end = _solve(program, 0.0, _start(program, labels)), [], largest * (1 - 1e-9)
+    for minimum in levels[levels < at_end]:
+        state = _at_minimum(program, minimum, state)
+        found.append(_front_point(program, [state], _weights(program, state), float(state.c[0]), labels))
+    for _ in levels[levels >= at_end]:  # their level is infinite: the SVM, certified from far levels
+        far = [_solve(program, level * largest * float(np.linalg.norm(program.tilt)), state) for level in FAR]
+        found.append(_front_point(program, far, svm.w, svm.b, labels))
+    front = Front(*(np.array(column) for column in zip(*found, strict=True)))
+    return front._replace(b=front.b - front.w @ centre)
 
 
 class _Program(NamedTuple):
@@ -287,7 +298,7 @@ def _solve(program: _Program, level: float, start: _State) -> _State:
         state = _settle(program, _admit(program, state, pool))
         if not program.tilt.any() and level < THINNEST * program.reach * np.linalg.norm(_weights(program, state)):
             break
-    raise ValueError(NOT_SEPARABLE)
+    raise NotSeparableError(NOT_SEPARABLE)
 
 
 def _weights(program: _Program, state: _State) -> Array:
@@ -372,7 +383,7 @@ def _enter(program: _Program, state: _State, entering: int, violation: float) ->
         longest = violation / gain if gain > DEPENDENT * program.reach**2 else np.inf
         remaining, step = _walk(alpha, active, direction, longest) if active else (active, longest)
         if step == np.inf:
-            raise ValueError(NOT_SEPARABLE)
+            raise NotSeparableError(NOT_SEPARABLE)
         alpha[entering], c, violation = alpha[entering] + step, c + step * change, violation - step * gain
         if step == longest:
             return _State(alpha, c, [*remaining, entering], state.level)
@@ -400,15 +411,26 @@ def _at_minimum(program: _Program, minimum: float, state: _State) -> _State:
     return state
 
 
-def _front_point(program: _Program, state: _State, end: HardMargin | None, points: Array, labels: Array) -> tuple:
-    """(minimum, average, gap, w, b) of a state's classifier, or of the SVM at the end, under the state's dual bound."""
-    u = _weights(program, state)
-    w, b = (end.w, end.b) if end else (u, float(state.c[0]))
-    if (size := float(np.linalg.norm(w))) <= 1e-12 * program.reach:
+def _front_point(program: _Program, certificates: list[_State], u: Array, c: float, labels: Array) -> tuple:
+    """(minimum, average, gap, w, b) of the classifier (u, c), the gap under the best of some dual points."""
+    if (size := float(np.linalg.norm(u))) <= 1e-12 * program.reach:
         raise ValueError("minimums: at one of them the bias alone gives the average: pass larger ones")
-    margins = linear_margins(w, b, points, labels)
-    bound = float(np.linalg.norm(u)) - margins.min() * state.alpha.sum()
-    return margins.min(), margins.mean(), bound - margins.mean(), w / size, b / size
+    w, b = u / size, c / size
+    margins = program.rows @ w + labels * b  # [n]
+    gap = min(_gap(program, state, w, b, margins) for state in certificates)
+    return margins.min(), margins.mean(), gap, w, b
+
+
+def _gap(program: _Program, state: _State, w: Array, b: float, margins: Array) -> float:
+    """The dual bound less the average, ``|u| - m sum alpha - mean(y x).w - mean(y) b``, as a sum of terms >= 0.
+
+    They are |u| - u.w, the complementary slackness, and what rounding leaves of the equality on the multipliers.
+    """
+    u = _weights(program, state)
+    size, left = float(np.linalg.norm(u)), abs(float(state.alpha @ program.border[:, 0] + program.slope[0]))
+    return (
+        size * float(np.sum((u / size - w) ** 2)) / 2 + float(state.alpha @ (margins - margins.min())) + left * abs(b)
+    )
 
 
 def _kkt(w: Array, b: float, alpha: Array, points: Array, labels: Array, bias: str) -> KKT:

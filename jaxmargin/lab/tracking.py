@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 __all__ = [
-    "append_record", "device_name", "read_json", "read_records", "versions", "write_arrays", "write_bytes",
+    "append_record", "device_name", "plain", "read_json", "read_records", "versions", "write_arrays", "write_bytes",
     "write_json", "write_records",
 ]  # fmt: skip
 
@@ -48,7 +48,7 @@ def write_json(path: Path, content: Any) -> Path:
     Returns:
       path.
     """
-    return write_bytes(path, (json.dumps(_plain(content), indent=2, allow_nan=False) + "\n").encode())
+    return write_bytes(path, (json.dumps(plain(content), indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
@@ -123,14 +123,15 @@ def versions() -> dict[str, str]:
 
 
 def _line(record: Record) -> str:
-    return json.dumps(_plain(record), allow_nan=False) + "\n"
+    return json.dumps(plain(record), allow_nan=False) + "\n"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The value in JSON's own types: arrays and tuples as lists, numbers that are not finite as None."""
     if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
+        return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.generic | np.ndarray | jax.Array):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     return None if isinstance(value, float) and not math.isfinite(value) else value

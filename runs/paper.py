@@ -1,0 +1,133 @@
+"""The main job: train the models of Wu and Yu (2019) with each method, follow the margins, attack, and report.
+
+``python -m runs.paper`` takes the embedded digits; ``--dataset mnist`` and ``--dataset cifar10`` reproduce Table 1 and
+Figures 2 and 4 to 7. A run that was interrupted continues when started again with the same options.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from jaxmargin import checks
+from jaxmargin.lab import data, publishing, tracking
+from jaxmargin.lab.experiments import METHODS, MODELS, Cell, run_cell
+from jaxmargin.lab.training import DivergedError
+from runs import presets
+
+__all__ = ["Options", "main"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Trains {linear, mlp, cnn} with {std, lcr, amr}, follows minimum and average margins, attacks, and reports."""
+
+    dataset: str = "digits"
+    """digits (embedded), mnist or cifar10."""
+    models: tuple[str, ...] = MODELS
+    """Models to train: linear mlp cnn."""
+    methods: tuple[str, ...] = METHODS
+    """Training methods: std lcr amr."""
+    epochs: int | None = None
+    """Epochs of every cell; by default the preset's (mnist, cifar10: linear 1000, others 200; digits: 100 and 40)."""
+    num_samples: int | None = None
+    """Ball samples a point for the Lipschitz constants; by default 51,200 (digits: 256)."""
+    points: int | None = None
+    """Training and test points whose margins are measured, of each; by default 500 (digits: 60)."""
+    epsilons: tuple[float, ...] | None = None
+    """l2 radii of the attack; by default the paper's four."""
+    attack_steps: int | None = None
+    """Steps of the attack; by default 1000 (digits: 100, each twice as long)."""
+    seed: int = 0
+    """Of initialisation, shuffling and sampling."""
+    preset: str = "released"
+    """text (the words of the paper) or released (the configuration behind its numbers)."""
+    workdir: str | None = None
+    """Folder for everything written; by default out/paper-<dataset>."""
+    data_dir: str | None = None
+    """Folder of prepared TFDS data sets; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the table; bad input gives one line on stderr and exit code 2, a diverging loss exit code 1."""
+    options = tyro.cli(Options, args=arguments, prog="python -m runs.paper")
+    try:
+        cells = check(options)
+        workdir = claim(options)
+        images = data.load(options.dataset, data_dir=options.data_dir)
+        for number, cell in enumerate(cells, 1):
+            print(f"[{number}/{len(cells)}] {cell.name}: {describe(cell)}", file=sys.stderr)
+            run_cell(cell, images, workdir, presets.published(cell.dataset, cell.model, cell.method))
+        published = publishing.publish(workdir)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except DivergedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues from here", file=sys.stderr)
+        return 130
+    print(f"{published.table}\nreport: {published.report}")
+    return 0
+
+
+def check(options: Options) -> list[Cell]:
+    """The cells to run, every option checked before any work."""
+    for name, chosen, known in (("models", options.models, MODELS), ("methods", options.methods, METHODS)):
+        if not chosen:
+            raise ValueError(f"{name} is empty: choose from {', '.join(known)}")
+        for value in chosen:
+            checks.one_of(name, value, known)
+    for name in ("epochs", "num_samples", "points", "attack_steps"):
+        if getattr(options, name) is not None:
+            checks.whole(name, getattr(options, name))
+    checks.whole("seed", options.seed, least=0)
+    if options.epsilons is not None and not options.epsilons:
+        raise ValueError("epsilons is empty: pass at least one radius, such as --epsilons 0.5 1.0")
+    for epsilon in options.epsilons or ():
+        checks.positive("epsilons", epsilon)
+    return [_cell(options, model, method) for model in options.models for method in options.methods]
+
+
+def claim(options: Options) -> Path:
+    """Makes the workdir, or finds a run with the same settings in it; others are refused, with the difference."""
+    workdir = Path(options.workdir or f"out/paper-{options.dataset}")
+    settings = {f"{model}-{method}": asdict(_cell(options, model, method)) for model in MODELS for method in METHODS}
+    path = workdir / "settings.json"
+    try:
+        if not path.exists():
+            tracking.write_json(path, settings)
+        before = tracking.read_json(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"workdir={str(workdir)!r} cannot be used ({error}): pass another --workdir") from None
+    now = tracking.plain(settings)
+    changes = {
+        f"{name}={now[cell][name]} (there: {old[name]})" for cell, old in before.items() for name in old
+        if now[cell][name] != old[name]
+    }  # fmt: skip
+    if changes:
+        raise ValueError(
+            f"workdir={str(workdir)!r} holds a run with other settings: {', '.join(sorted(changes))}; repeat its"
+            " options or pass another --workdir"
+        )
+    return workdir
+
+
+def describe(cell: Cell) -> str:
+    """The settings of a cell in a few words."""
+    sampling = "exact margins" if cell.model == "linear" else f"{cell.num_samples:,} samples a point"
+    return f"{cell.epochs} epochs at rate {cell.learning_rate:g}, {sampling}, {cell.points} points a split"
+
+
+def _cell(options: Options, model: str, method: str) -> Cell:
+    names = ("epochs", "num_samples", "points", "epsilons", "attack_steps")
+    changes: dict[str, Any] = {name: getattr(options, name) for name in names}
+    return presets.cell(options.dataset, model, method, preset=options.preset, seed=options.seed, **changes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
