@@ -69,7 +69,7 @@ def local_lipschitz(
     checks.divisible("num_samples", num_samples, "chunk_size", chunk_size)
 
     others = (reference + 1 + jnp.arange(num_classes - 1)) % num_classes  # [c - 1]
-    differences = jax.nn.one_hot(reference, num_classes) - jax.nn.one_hot(others, num_classes)  # [c - 1, c]
+    differences = jax.nn.one_hot(reference, num_classes)[None] - jax.nn.one_hot(others, num_classes)  # [c - 1, c]
 
     def sample(index: jax.Array) -> jax.Array:
         offset = radius * norm.sample_ball(jax.random.fold_in(key, index), x.shape)  # [*d]

@@ -140,7 +140,7 @@ def linear_margin(
         logits = _centre_logits(logits_fn, x)  # [c]
         jacobian = jax.jacrev(logits_fn)(x)  # [c, *d]
     predicted = jnp.argmax(logits)
-    constants = jax.vmap(norm.dual_size)(jacobian[predicted] - jacobian)  # [c]
+    constants = jax.vmap(norm.dual_size)(jacobian[predicted][None] - jacobian)  # [c]
     distance = _distance(logits, predicted, constants)
     return Margins(_signed(distance, predicted, y), predicted, jnp.zeros((), bool), constants)
 

@@ -29,26 +29,23 @@ from jaxmargin.lab.svm import NotSeparableError
 __all__ = ["Options", "main"]
 
 TABLE_NOTE = (
-    "Signed margins y (w.x + b)/|w| of the training points unless a column says test. The best average at a minimum "
-    "is the front's. Distances are |w/|w| - r/|r|| to the weights r of an SVM. The mean difference has its boundary "
-    "half-way between the class means."
+    "Signed margins y (w.x + b)/|w| of the training points unless a column says test; the best average at a minimum "
+    "is the front's. Distances are |w/|w| - r/|r||. The mean difference's boundary lies half-way between the class "
+    "means."
 )
 BIAS_NOTE = (
-    "Gradient descent treats b as one more weight, so its limit minimises |w|^2 + b^2: the SVM with a penalised "
-    "bias. The textbook's SVM leaves b free. The two differ in direction, and the free one has the larger minimum "
-    "margin."
+    "Gradient descent treats b as one more weight, so its limit minimises |w|^2 + b^2: the SVM with a penalised bias. "
+    "The textbook's SVM leaves b free; it has another direction and the larger minimum margin."
 )
 FRONT_NOTE = (
     "For each m, the largest mean of y (w.x + b) over |w| <= 1 and b with every y (w.x + b) at least m: a convex "
-    "program, solved by an active-set method, each point with the duality gap of its multipliers. The right end is "
-    "the SVM with a free bias. Where one class is larger, the bias alone raises the average without end towards the "
-    "left."
+    "program, solved by an active-set method and certified by its duality gap. The right end is the SVM with a free "
+    "bias. Where one class is larger, the bias alone raises the average without end towards the left."
 )
 CHECK_NOTE = (
-    "Relative residuals of the KKT conditions of both SVMs, the front's largest duality gap relative to its "
-    "average, the distance of the free SVM's direction to scikit-learn's (C = 1e6, tol = 1e-7), and the largest "
-    "difference between these margins (closed form, double precision) and the package's linear_margin (single "
-    "precision) on the test points."
+    "Relative KKT residuals of both SVMs, the front's largest duality gap over its average, the distance of the free "
+    "SVM's direction to scikit-learn's (C = 1e6, tol = 1e-7), and the largest difference on the test points between "
+    "these margins (closed form, double precision) and the package's linear_margin (single precision)."
 )
 PACKAGES = ("jax", "jaxlib", "numpy", "scikit-learn")
 
@@ -233,10 +230,7 @@ def draw(result: study.Result, name: str) -> Iterator[tuple[str, Figure, str]]:
 
 def sections(result: study.Result, figures: dict[str, tuple[Path, str]], card: dict[str, Any]) -> list[Section]:
     """The report, from the claims to the settings."""
-    rules = [
-        {"method": study.METHODS[name].label, "step": step, "epochs": result.marks[name][-1]}
-        for name, step in result.steps.items()
-    ]
+    rules = [{"method": study.METHODS[name].label, "step": step} for name, step in result.steps.items()]
     residuals = [{"residual": name, "value": value} for name, value in result.residuals.items()]
     used = card["versions"] | {"device": card["device"]} | {f"{k}, seconds": v for k, v in card["seconds"].items()}
     return [

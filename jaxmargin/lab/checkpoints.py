@@ -1,6 +1,7 @@
 """Checkpoints of a training state: the only file that knows Orbax."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -21,7 +22,8 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder = folder.absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        handler = ocp.StandardCheckpointHandler()
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handler)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -60,11 +62,16 @@ class Checkpoints:
           ValueError: what was saved has other shapes or dtypes.
         """
         target = jax.eval_shape(_with_key_data, like)
-        saved = self._manager.restore(epoch, args=ocp.args.StandardRestore(target))
-        expected, found = (jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree) for tree in (target, saved))
-        if expected != found:
+        # Orbax casts and pads silently, so what lies there is held against what is expected before it is read.
+        if _signature(self._manager.item_metadata(epoch).tree) != _signature(target):
             raise ValueError(f"{self.path(epoch)} holds a state of another shape or dtype: remove it")
+        saved = self._manager.restore(epoch, args=ocp.args.StandardRestore(target))
         return saved._replace(key=jax.random.wrap_key_data(saved.key))
+
+
+def _signature(tree: Any) -> list[tuple[tuple[int, ...], str]]:
+    """Shapes and dtypes of all leaves, in an order that does not depend on how the tree is nested."""
+    return sorted((tuple(leaf.shape), str(leaf.dtype)) for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape"))
 
 
 def _with_key_data(state: TrainState) -> TrainState:

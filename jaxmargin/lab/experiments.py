@@ -128,7 +128,7 @@ def run_cell(cell: Cell, data: Dataset, workdir: Path, paper: dict[str, Any] | N
     params = run.train()
     robust = run.attack(params)
     arrays = run.margins()
-    card = run.card(robust, arrays, paper)
+    card = tracking.plain(run.card(robust, arrays, paper))
     tracking.write_arrays(path.with_suffix(".npz"), arrays)
     tracking.write_json(path, card)
     return card

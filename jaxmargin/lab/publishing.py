@@ -194,7 +194,8 @@ def _figures(cells: list[_Cell], folder: Path) -> dict[str, list[tuple[Path, str
             f"Cross-entropy and errors of the {model}.")  # fmt: skip
         for split in SPLITS:
             margins = dict(zip(_epochs(chosen[shown]), chosen[shown].arrays[f"{split}_margin"], strict=True))
-            figure = plots.margin_histograms(margins, title=f"{name}, {shown}, {split} points")
+            bins = int(np.clip(chosen[shown].card["n_margin"] / 3, 10, 50))
+            figure = plots.margin_histograms(margins, title=f"{name}, {shown}, {split} points", bins=bins)
             add("points", f"histograms-{model}-{split}", figure, f"Margins of the {split} points of the {model}.")
     return found
 
