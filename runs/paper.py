@@ -10,15 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from jaxmargin import checks
 from jaxmargin.lab import data, publishing, tracking
 from jaxmargin.lab.experiments import METHODS, MODELS, Cell, run_cell
-from jaxmargin.lab.training import DivergedError
-from runs import presets
+from runs import command_line, presets
 
 __all__ = ["Options", "main"]
+
+SETTINGS = "settings.json"
 
 
 @dataclass(frozen=True)
@@ -52,27 +51,24 @@ class Options:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the table; bad input gives one line on stderr and exit code 2, a diverging loss exit code 1."""
-    options = tyro.cli(Options, args=arguments, prog="python -m runs.paper")
-    try:
-        cells = check(options)
-        workdir = claim(options)
-        images = data.load(options.dataset, data_dir=options.data_dir)
-        for number, cell in enumerate(cells, 1):
-            print(f"[{number}/{len(cells)}] {cell.name}: {describe(cell)}", file=sys.stderr)
-            run_cell(cell, images, workdir, presets.published(cell.dataset, cell.model, cell.method))
-        published = publishing.publish(workdir)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except DivergedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: the same command continues from here", file=sys.stderr)
-        return 130
+    """Runs the table and returns the exit code."""
+    options = command_line.parse(Options, arguments, prog="python -m runs.paper")
+    return command_line.exit_code(lambda: run(options))
+
+
+def run(options: Options) -> None:
+    """Runs every cell that is not finished, publishes the workdir, and prints the table and the report's place."""
+    cells = check(options)
+    workdir = open_workdir(options)
+    images = data.load(options.dataset, data_dir=options.data_dir)
+    for cell in cells:
+        cell.check(images)
+    tracking.write_json(workdir / SETTINGS, settings(options))
+    for number, cell in enumerate(cells, 1):
+        print(f"[{number}/{len(cells)}] {cell.name}: {describe(cell)}", file=sys.stderr)
+        run_cell(cell, images, workdir, presets.published(cell.dataset, cell.model, cell.method))
+    published = publishing.publish(workdir)
     print(f"{published.table}\nreport: {published.report}")
-    return 0
 
 
 def check(options: Options) -> list[Cell]:
@@ -93,22 +89,27 @@ def check(options: Options) -> list[Cell]:
     return [_cell(options, model, method) for model in options.models for method in options.methods]
 
 
-def claim(options: Options) -> Path:
-    """Makes the workdir, or finds a run with the same settings in it; others are refused, with the difference."""
+def settings(options: Options) -> dict[str, Any]:
+    """The settings of all the cells a workdir may hold, run or not, in JSON's own types."""
+    names = [(model, method) for model in MODELS for method in METHODS]
+    return tracking.plain({"-".join(name): asdict(_cell(options, *name)) for name in names})
+
+
+def open_workdir(options: Options) -> Path:
+    """Makes the workdir, or finds in it a run with the same settings; others are refused, with the difference."""
     workdir = Path(options.workdir or f"out/paper-{options.dataset}")
-    settings = {f"{model}-{method}": asdict(_cell(options, model, method)) for model in MODELS for method in METHODS}
-    path = workdir / "settings.json"
     try:
-        if not path.exists():
-            tracking.write_json(path, settings)
-        before = tracking.read_json(path)
+        tracking.write_bytes(workdir / ".writable", b"").unlink()
+        before = tracking.read_json(workdir / SETTINGS) if (workdir / SETTINGS).exists() else {}
     except (OSError, ValueError) as error:
         raise ValueError(f"workdir={str(workdir)!r} cannot be used ({error}): pass another --workdir") from None
-    now = tracking.plain(settings)
+    now = settings(options)
     changes = {
-        f"{name}={now[cell][name]} (there: {old[name]})" for cell, old in before.items() for name in old
-        if now[cell][name] != old[name]
-    }  # fmt: skip
+        f"{name}={now[cell].get(name)} (there: {value})"
+        for cell, there in before.items()
+        for name, value in there.items()
+        if now[cell].get(name) != value
+    }
     if changes:
         raise ValueError(
             f"workdir={str(workdir)!r} holds a run with other settings: {', '.join(sorted(changes))}; repeat its"

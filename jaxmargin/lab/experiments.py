@@ -24,6 +24,7 @@ from jaxmargin.lab.checkpoints import Checkpoints
 from jaxmargin.lab.data import Dataset, Split, margin_points
 from jaxmargin.lab.evaluation import Arrays, measure, pgd_sweep, read_arrays
 from jaxmargin.lab.training import DivergedError, evaluator, fit, init_state, train_epoch
+from jaxmargin.lipschitz import default_chunk_size
 from jaxmargin.margins import Margins, linear_margin, lipschitz_margin, summarize
 from jaxmargin.models import Model
 from jaxmargin.norms import l2
@@ -67,6 +68,14 @@ class Cell:
     def name(self) -> str:
         """The cell's name, which is also the name of its files."""
         return f"{self.dataset}-{self.model}-{self.method}-seed{self.seed}"
+
+    def check(self, data: Dataset) -> None:
+        """Refuses, before any work, settings that do not fit the data set."""
+        for name, split in (("training", data.train), ("test", data.test)):
+            if self.points > len(split.labels):
+                raise ValueError(f"points={self.points} is more than the {len(split.labels)} {name} images of {data.name}")
+        if self.model != "linear":
+            default_chunk_size(self.num_samples, (data.num_classes - 1) * data.train.images[0].size)
 
     def build_model(self, input_shape: tuple[int, ...], num_classes: int) -> Model:
         """The network of the cell."""
@@ -119,11 +128,13 @@ def run_cell(cell: Cell, data: Dataset, workdir: Path, paper: dict[str, Any] | N
       The card.
 
     Raises:
+      ValueError: settings that do not fit the data set.
       DivergedError: the loss is no longer finite; the message names the step and the last good checkpoint.
     """
     path = workdir / "cards" / f"{cell.name}.json"
     if path.exists():
         return tracking.read_json(path)
+    cell.check(data)
     run = _Run(cell, data, workdir / "cells" / cell.name)
     params = run.train()
     robust = run.attack(params)

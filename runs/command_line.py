@@ -1,0 +1,67 @@
+"""What all entry points share: typed options from the command line, and one line on stderr for whatever goes wrong."""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import tyro
+
+from jaxmargin.lab.training import DivergedError
+
+__all__ = ["exit_code", "parse"]
+
+Options = TypeVar("Options")
+
+
+def parse(options: type[Options], arguments: Sequence[str] | None, *, prog: str) -> Options:
+    """Reads a frozen dataclass of options from the command line; its docstrings are the --help.
+
+    Args:
+      options: the dataclass.
+      arguments: the words of the command line; None takes the process's own.
+      prog: the command, for messages.
+
+    Returns:
+      The options.
+
+    Raises:
+      SystemExit: code 0 after --help; code 2, after one line on stderr, for words that cannot be read.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(options, args=arguments, prog=prog)
+    except SystemExit as stop:
+        if stop.code:
+            words = re.sub(r"[\u2500-\u257f\s]+", " ", said.getvalue()).strip()  # without the frame drawn around it
+            print(f"error: {words}", file=sys.stderr)
+        raise
+
+
+def exit_code(job: Callable[[], None]) -> int:
+    """Runs a job and says in one line on stderr why it stopped, if it did.
+
+    Args:
+      job: does the work and prints its result.
+
+    Returns:
+      0; 1 for a diverging loss; 2 for bad input; 130 for an interruption.
+    """
+    try:
+        job()
+    except DivergedError as error:
+        return _stopped(str(error), 1)
+    except (ValueError, OSError) as error:
+        return _stopped(str(error), 2)
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _stopped(message: str, code: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
