@@ -5,9 +5,6 @@ paper's 12,665 training and 2,115 test images.
 """
 
 import dataclasses
-import io
-import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -15,16 +12,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-import tyro
 from matplotlib.figure import Figure
 
 from jaxmargin import checks
 from jaxmargin.lab import case_study as study
-from jaxmargin.lab import data, plots, reports
+from jaxmargin.lab import data, findings, hyperplanes, plots, reports, tracking
 from jaxmargin.lab.reports import Section
 from jaxmargin.lab.svm import NotSeparableError
+from runs import command_line
 
 __all__ = ["Options", "main"]
 
@@ -47,7 +43,6 @@ CHECK_NOTE = (
     "SVM's direction to scikit-learn's (C = 1e6, tol = 1e-7), and the largest difference on the test points between "
     "these margins (closed form, double precision) and the package's linear_margin (single precision)."
 )
-PACKAGES = ("jax", "jaxlib", "numpy", "scikit-learn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +75,12 @@ class Options:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the study; bad input gives one line on stderr and exit code 2."""
-    options = tyro.cli(Options, args=arguments, prog="python -m runs.case_study")
+    options = command_line.parse(Options, arguments, prog="python -m runs.case_study")
     start = time.perf_counter()
     try:
         workdir = check(options)
         images = data.load(options.dataset, data_dir=options.data_dir, cache_dir=options.cache_dir)
-        task = study.two_classes(images, options.classes)
+        task = hyperplanes.two_classes(images, options.classes)
     except (ValueError, OSError) as error:
         return refused(error)
     try:
@@ -98,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NotSeparableError as error:
         return refused(f"classes={options.classes[0]} {options.classes[1]}: {error}")
     place = write_all(options, result, workdir, start)
-    print(f"{reports.markdown_table(study.table(result))}\nreport: {place}")
+    print(f"{reports.markdown_table(findings.table(result))}\nreport: {place}")
     return 0
 
 
@@ -118,7 +113,7 @@ def check(options: Options) -> Path:
             checks.positive(name, value)
     workdir = Path(options.workdir or f"out/case-study-{options.dataset}")
     try:
-        write(workdir / ".writable", b"").unlink()
+        tracking.write_bytes(workdir / ".writable", b"").unlink()
     except OSError as error:
         raise ValueError(f"workdir={str(workdir)!r} cannot be written ({error.strerror}): pass another") from None
     return workdir
@@ -126,47 +121,33 @@ def check(options: Options) -> Path:
 
 def write_all(options: Options, result: study.Result, workdir: Path, start: float) -> Path:
     """Writes every file of the study and returns the report's path."""
-    rows, name = study.table(result), f"{options.dataset}, {options.classes[0]} against {options.classes[1]}"
+    rows, name = findings.table(result), f"{options.dataset}, {options.classes[0]} against {options.classes[1]}"
     figures = {
         key: (plots.save(figure, workdir / f"{key}.png"), caption) for key, figure, caption in draw(result, name)
     }
-    write(workdir / "table.md", reports.markdown_table(rows).encode())
-    write(workdir / "table.csv", reports.csv_table(rows).encode())
-    write(workdir / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in study.metrics(result)).encode())
-    write(workdir / "margins.npz", packed(result))
+    tracking.write_bytes(workdir / "table.md", reports.markdown_table(rows).encode())
+    tracking.write_bytes(workdir / "table.csv", reports.csv_table(rows).encode())
+    tracking.write_records(workdir / "metrics.jsonl", findings.metrics(result))
+    tracking.write_arrays(workdir / "margins.npz", arrays(result))
     card = result_card(options, result, time.perf_counter() - start)
-    write(workdir / "result.json", (json.dumps(card, indent=2) + "\n").encode())
+    tracking.write_json(workdir / "result.json", card)
     return reports.write_report(
         workdir / "report.html",
         title=f"Minimum against average margin: {name}",
-        introduction=study.findings(result),
+        introduction=findings.findings(result),
         sections=sections(result, figures, card),
     )
 
 
-def write(path: Path, content: bytes) -> Path:
-    """Writes a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        draft.write_bytes(content)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return path
-
-
-def packed(result: study.Result) -> bytes:
-    """The margins, the classifiers and the front, as the bytes of an .npz file."""
-    arrays: dict[str, Any] = {}
+def arrays(result: study.Result) -> dict[str, np.ndarray]:
+    """The margins, the classifiers and the front, by name."""
+    found: dict[str, np.ndarray] = {}
     for name, row in result.rows.items():
-        arrays |= {f"train_{name}": row.train, f"test_{name}": row.test, f"w_{name}": row.direction.w}
-        arrays |= {f"b_{name}": np.asarray(row.direction.b)}
+        found |= {f"train_{name}": row.train, f"test_{name}": row.test, f"w_{name}": row.direction.w}
+        found |= {f"b_{name}": np.asarray(row.direction.b)}
     for name, trace in result.traces.items():
-        arrays |= {f"marks_{name}": np.asarray(result.marks[name]), f"v_{name}": trace.v}
-    stream = io.BytesIO()
-    np.savez_compressed(stream, **arrays, **{f"front_{name}": value for name, value in result.front._asdict().items()})
-    return stream.getvalue()
+        found |= {f"marks_{name}": np.asarray(result.marks[name]), f"v_{name}": trace.v}
+    return found | {f"front_{name}": value for name, value in result.front._asdict().items()}
 
 
 def result_card(options: Options, result: study.Result, seconds: float) -> dict[str, Any]:
@@ -181,11 +162,11 @@ def result_card(options: Options, result: study.Result, seconds: float) -> dict[
             name: {"epochs": result.marks[name][-1], "step": step, "rule": study.METHODS[name].rule}
             for name, step in result.steps.items()
         },
-        "rows": study.table(result),
-        "claims": study.claims(result),
+        "rows": findings.table(result),
+        "claims": findings.claims(result),
         "residuals": result.residuals,
-        "device": jax.devices()[0].device_kind,
-        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "device": tracking.device_name(),
+        "versions": tracking.versions() | {"scikit-learn": metadata.version("scikit-learn")},
         "seconds": result.seconds | {"total": round(seconds, 3)},
     }
 
@@ -196,13 +177,13 @@ def draw(result: study.Result, name: str) -> Iterator[tuple[str, Figure, str]]:
     epoch = {key: np.arange(1, len(trace.minimum) + 1) for key, trace in traces.items()}
     ends = {key: (float(row.train.min()), float(row.train.mean())) for key, row in rows.items()}
     svms = {labels[key]: ends[key] for key in ("penalised", "free")}
-    best = study.nearest(result)
+    best = findings.nearest(result)
     curves = {labels[key]: (epoch[key], trace.minimum, trace.average) for key, trace in traces.items()}
     figure = plots.margin_curves(curves, title=f"{name}: margins over training", references=svms, log_x=True)
     yield "figure1", figure, "Minimum and average margin of the training points after each epoch, and the two SVMs'."
 
     shown = zip(result.marks[best], traces[best].v, strict=True)
-    margins = {f"epoch {t}": study.at("", v, result.task).train for t, v in shown}
+    margins = {f"epoch {t}": hyperplanes.at("", v, result.task).train for t, v in shown}
     margins |= {labels[key]: rows[key].train for key in ("penalised", "free")}
     figure = plots.margin_histograms(margins, title=f"{name}: training margins, {labels[best]}")
     yield "figure1c", figure, f"Margins of the training points under {labels[best]}, and of the two SVMs."
@@ -216,9 +197,10 @@ def draw(result: study.Result, name: str) -> Iterator[tuple[str, Figure, str]]:
     yield "figure3", figure, "Training loss, training error and test error after each epoch."
 
     front, path = result.front, (traces[best].minimum, traces[best].average)
-    points = {labels[key]: ends[key] for key in (best, *ends)}  # the first shares the colour of the path
+    points = {labels[key]: end for key, end in ends.items()}
+    title = f"{name}: the front of margins"
     figure = plots.pareto_front(
-        (front.minimum, front.average), points, title=f"{name}: the front of margins", path=path
+        (front.minimum, front.average), points, title=title, path=path, path_label=labels[best]
     )
     yield "pareto", figure, f"No classifier lies above the front. The path is {labels[best]}, epoch by epoch."
 

@@ -7,54 +7,28 @@ logits are ``s_i = z_i.v``, the loss is ``L(v) = mean_i softplus(-s_i)`` and the
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-import jaxmargin as jm
-from jaxmargin.lab.data import Dataset, Split
-from jaxmargin.lab.svm import Direction, Front, hard_margin_svm, linear_margins, mean_difference, pareto_front
+from jaxmargin.lab.hyperplanes import (
+    Classifier,
+    Task,
+    at,
+    front_of,
+    package_difference,
+    references,
+    scikit_learn_distance,
+    signed_rows,
+)
+from jaxmargin.lab.svm import Front
 
-__all__ = [
-    "METHODS",
-    "Classifier",
-    "Method",
-    "Result",
-    "Task",
-    "Trace",
-    "apply_fn",
-    "at",
-    "claims",
-    "classifier",
-    "default_step",
-    "descend",
-    "findings",
-    "front_of",
-    "metrics",
-    "nearest",
-    "package_difference",
-    "references",
-    "run",
-    "scikit_learn_distance",
-    "signed_rows",
-    "table",
-    "two_classes",
-]
+__all__ = ["METHODS", "Method", "Result", "Trace", "default_step", "descend", "run"]
 
 Array = NDArray[np.float64]
-REACHED = 0.01  # a minimum margin counts as the SVM's when it is within this part of it
-
-
-class Task(NamedTuple):
-    """Two classes of a data set: points in [0, 1] and labels -1 (the first class) or +1 (the second)."""
-
-    train_xs: Array  # [n, p]
-    train_ys: Array  # [n]
-    test_xs: Array  # [m, p]
-    test_ys: Array  # [m]
 
 
 class Method(NamedTuple):
@@ -93,54 +67,6 @@ class Trace(NamedTuple):
     average: NDArray
     distance: NDArray
     v: NDArray
-
-
-class Classifier(NamedTuple):
-    """A row of the study: a label, the classifier (w, b), and its exact margins on both splits."""
-
-    label: str
-    direction: Direction
-    train: Array
-    test: Array
-
-
-def two_classes(dataset: Dataset, classes: tuple[int, int]) -> Task:
-    """Picks two classes and scales their pixels to [0, 1].
-
-    Args:
-      dataset: From ``jaxmargin.lab.data.load``.
-      classes: The class called -1 and the class called +1.
-
-    Returns:
-      The ``Task``, with images flattened to p numbers in double precision.
-
-    Raises:
-      ValueError: For the same class twice, or one that the data set does not have.
-    """
-    first, second = classes
-    if first == second:
-        raise ValueError(f"classes={first} {second} are the same: pass two that differ, such as --classes 0 1")
-    if not all(0 <= label < dataset.num_classes for label in classes):
-        raise ValueError(f"classes={first} {second}: {dataset.name} has the classes 0 to {dataset.num_classes - 1}")
-
-    def part(split: Split) -> tuple[Array, Array]:
-        chosen = np.isin(split.labels, classes)
-        xs = np.asarray(split.images[chosen], np.float64).reshape(int(chosen.sum()), -1) / dataset.scale
-        return xs, np.where(split.labels[chosen] == second, 1.0, -1.0)
-
-    return Task(*part(dataset.train), *part(dataset.test))
-
-
-def signed_rows(xs: Array, ys: Array) -> Array:
-    """The rows z = y (x, 1) [n, p + 1]."""
-    return ys[:, None] * np.hstack([xs, np.ones((len(xs), 1))])
-
-
-def apply_fn(params: tuple[jax.Array, jax.Array], x: jax.Array) -> jax.Array:
-    """The two logits (-s/2, s/2) of the classifier s = w.x + b, for the measurements of the package."""
-    w, b = params
-    logit = x @ w + b
-    return jnp.stack([-logit, logit]) / 2
 
 
 # The descent.
@@ -252,78 +178,6 @@ def descend(
     return Trace(*map(np.asarray, (*measured, marked)))
 
 
-# What descent is held against.
-
-
-def classifier(label: str, direction: Direction, task: Task) -> Classifier:
-    """A row of the study, with its margins from the closed form in double precision."""
-    train, test = linear_margins(*direction, *task[:2]), linear_margins(*direction, *task[2:])
-    return Classifier(label, direction, train, test)
-
-
-def references(task: Task) -> tuple[dict[str, Classifier], dict[str, Any]]:
-    """The two SVMs and the mean difference.
-
-    Args:
-      task: The points.
-
-    Returns:
-      Rows by name ("penalised", "free", "mean"), and the ``KKT`` residuals and support sizes of the SVMs, flat.
-
-    Raises:
-      NotSeparableError: For classes that no hyperplane separates.
-    """
-    rows: dict[str, Classifier] = {}
-    checks: dict[str, Any] = {}
-    biases: tuple[Literal["penalised", "free"], ...] = ("penalised", "free")
-    for bias in biases:
-        svm = hard_margin_svm(*task[:2], bias=bias)
-        rows[bias] = classifier(f"SVM, bias {bias}", Direction(svm.w, svm.b), task)
-        checks |= {f"svm_{bias}_{name}": value for name, value in svm.kkt._asdict().items()}
-        checks[f"svm_{bias}_support"] = len(svm.support)
-    rows["mean"] = classifier("mean difference", mean_difference(*task[:2]), task)
-    return rows, checks
-
-
-def scikit_learn_distance(task: Task, svm: Classifier) -> float:
-    """The distance between the directions of a free-bias SVM and of scikit-learn's, |w/|w| - w'/|w'||."""
-    from sklearn.svm import SVC
-
-    return _apart(svm.direction.w, SVC(kernel="linear", C=1e6, tol=1e-7).fit(*task[:2]).coef_[0])
-
-
-def package_difference(task: Task, rows: Iterable[Classifier]) -> float:
-    """The largest difference on the test points between the closed form and the package's ``linear_margin``."""
-    measure = jm.over_batch(jm.linear_margin, apply_fn, norm=jm.l2)
-    xs, ys = jnp.asarray(task.test_xs, jnp.float32), jnp.asarray(task.test_ys > 0, jnp.int32)
-    largest = 0.0
-    for row in rows:
-        size = np.linalg.norm(row.direction.w)  # lengths near 1 suit single precision
-        params = jnp.asarray(row.direction.w / size, jnp.float32), jnp.float32(row.direction.b / size)
-        margins = np.asarray(measure(params, jax.random.key(0), xs, ys).margin)
-        largest = max(largest, float(np.abs(margins - row.test).max()))
-    return largest
-
-
-def front_of(task: Task, rows: Mapping[str, Classifier], num_points: int) -> tuple[Front, dict[str, float]]:
-    """The exact front over the range of the rows' minimum margins, and its average at each of them.
-
-    Args:
-      task: The points.
-      rows: Classifiers, one of them ``"free"``, the free-bias SVM.
-      num_points: Points of the front beside those of the rows.
-
-    Returns:
-      The ``Front``, and for each row the largest average that a classifier with its minimum margin can have.
-    """
-    largest = rows["free"].train.min()
-    minimums = {name: min(float(row.train.min()), largest) for name, row in rows.items()}
-    spaced = largest - (largest - min(minimums.values())) * np.linspace(1.0, 0.0, num_points) ** 3
-    wanted = np.union1d(spaced, list(minimums.values()))
-    front = pareto_front(*task[:2], minimums=wanted)
-    return front, {name: float(front.average[np.searchsorted(wanted, m)]) for name, m in minimums.items()}
-
-
 # The whole of it.
 
 
@@ -389,96 +243,6 @@ def run(task: Task, *, epochs: Mapping[str, int], steps: Mapping[str, float | No
         residuals["scikit_learn_distance"] = scikit_learn_distance(task, rows["free"])
         residuals["linear_margin_difference"] = package_difference(task, rows.values())
     return Result(task, sizes, marks, traces, rows, front, ceilings, residuals, seconds)
-
-
-def at(label: str, v: NDArray, task: Task) -> Classifier:
-    """The row of a descent at v = (w, b)."""
-    return classifier(label, Direction(v[:-1].astype(np.float64), float(v[-1])), task)
-
-
-def metrics(result: Result) -> Iterator[dict[str, Any]]:
-    """One flat record for each method and epoch of a ``Result``."""
-    for method, trace in result.traces.items():
-        columns = {name: np.asarray(getattr(trace, name), np.float64) for name in trace._fields[:5]}
-        columns |= {"train_loss": np.exp(columns["log_loss"])}
-        columns |= {f"distance_{bias}": trace.distance[:, i] for i, bias in enumerate(("penalised", "free"))}
-        for i in range(len(trace.minimum)):
-            yield {"method": method, "epoch": i + 1} | {name: float(values[i]) for name, values in columns.items()}
-
-
-def nearest(result: Result) -> str:
-    """The method that ends nearest to the penalised-bias SVM."""
-    return min(result.traces, key=lambda name: result.traces[name].distance[-1, 0])
-
-
-def table(result: Result) -> list[dict[str, Any]]:
-    """One row for each classifier of a ``Result``, flat; margins are in units of a pixel's range."""
-    penalised, free = (result.rows[name].direction.w for name in ("penalised", "free"))
-    return [
-        {
-            "classifier": row.label,
-            "epochs": result.marks[name][-1] if name in result.marks else None,
-            "minimum": float(row.train.min()),
-            "average": float(row.train.mean()),
-            "best average at that minimum": result.ceilings[name],
-            "train error": float(np.mean(row.train <= 0)),
-            "test minimum": float(row.test.min()),
-            "test average": float(row.test.mean()),
-            "test error": float(np.mean(row.test <= 0)),
-            "distance to penalised SVM": _apart(row.direction.w, penalised),
-            "distance to free SVM": _apart(row.direction.w, free),
-        }
-        for name, row in result.rows.items()
-    ]
-
-
-def claims(result: Result) -> list[dict[str, Any]]:
-    """The paper's claims, each decided by the numbers of a ``Result``: claim, holds (yes or no), measured."""
-    svm, mean = result.rows["penalised"].train, result.rows["mean"].train
-    ceiling, found = result.ceilings["penalised"], []
-    for name, trace in result.traces.items():
-        found += _claims_of(METHODS[name].label, trace, svm.min())
-    found += [
-        ("the penalised SVM's average margin is below the mean difference's", svm.mean() < mean.mean(),
-         f"{svm.mean():.4f} and {mean.mean():.4f}"),
-        ("the mean difference has a negative minimum margin", mean.min() < 0, f"{mean.min():.4f}"),
-        ("the SVM that descent converges to lies below the front", svm.mean() < ceiling - 1e-6,
-         f"average {svm.mean():.4f}; {ceiling:.4f} is possible at its minimum margin"),
-    ]  # fmt: skip
-    return [{"claim": text, "holds": "yes" if holds else "no", "measured": measured} for text, holds, measured in found]
-
-
-def _claims_of(label: str, trace: Trace, largest: float) -> list[tuple[str, bool, str]]:
-    last, (low, average), (penalised, free) = len(trace.minimum), (trace.minimum, trace.average), trace.distance[-1]
-    return [
-        (f"{label}: the minimum margin rises", low[-1] > low[0], f"{low[0]:.4f} to {low[-1]:.4f} in {last} epochs"),
-        (f"{label}: it reaches the penalised SVM's within {REACHED:.0%}", low[-1] >= (1 - REACHED) * largest,
-         f"{low[-1]:.4f} of {largest:.4f}"),
-        (f"{label}: the average margin falls", average[-1] < average[0], f"{average[0]:.4f} to {average[-1]:.4f}"),
-        (f"{label}: ends nearer to the SVM with a penalised bias than with a free one", penalised < free,
-         f"distances {penalised:.4f} and {free:.4f}"),
-    ]  # fmt: skip
-
-
-def findings(result: Result) -> str:
-    """Two paragraphs that say what a ``Result`` shows, with its numbers."""
-    name, svm = nearest(result), result.rows["penalised"].train
-    best, ceiling = result.rows[name], result.ceilings[name]
-    plain, last = result.rows["plain"].train, result.marks["plain"][-1]
-    stops = "reaches" if plain.min() >= (1 - REACHED) * svm.min() else "stops short of"
-    return (
-        f"Logistic regression on {len(svm)} training and {len(result.task.test_ys)} test points, with exact margins in "
-        f"units of a pixel's range. The SVM with a penalised bias, the limit of gradient descent on (w, b), has the "
-        f"minimum margin {svm.min():.4f} and the average margin {svm.mean():.4f}.\n\n"
-        f"After {last} epochs plain gradient descent {stops} it: minimum {plain.min():.4f}, average "
-        f"{plain.mean():.4f}. {best.label.capitalize()} comes nearest: minimum {best.train.min():.4f}, average "
-        f"{best.train.mean():.4f}. At that minimum margin a linear classifier can have the average {ceiling:.4f}."
-    )
-
-
-def _apart(w: Array, other: Array) -> float:
-    """|w/|w| - o/|o||."""
-    return float(np.linalg.norm(w / np.linalg.norm(w) - other / np.linalg.norm(other)))
 
 
 @contextmanager

@@ -72,8 +72,8 @@ class Cell:
     def check(self, data: Dataset) -> None:
         """Refuses, before any work, settings that do not fit the data set."""
         for name, split in (("training", data.train), ("test", data.test)):
-            if self.points > len(split.labels):
-                raise ValueError(f"points={self.points} is more than the {len(split.labels)} {name} images of {data.name}")
+            if self.points > (n := len(split.labels)):
+                raise ValueError(f"points={self.points} is more than the {n} {name} images of {data.name}")
         if self.model != "linear":
             default_chunk_size(self.num_samples, (data.num_classes - 1) * data.train.images[0].size)
 

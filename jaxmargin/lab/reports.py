@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxmargin.lab import tracking
+
 __all__ = ["Section", "csv_table", "markdown_table", "write_report"]
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -139,7 +141,7 @@ def write_report(path: str | os.PathLike[str], *, title: str, introduction: str,
     if len(sections) >= CONTENTS_FROM:
         body.append(_contents(sections))
     body += [_section(number, section) for number, section in enumerate(sections, start=1)]
-    return _write_atomically(Path(path), _page(title, "\n".join(body)))
+    return tracking.write_bytes(Path(path), _page(title, "\n".join(body)).encode())
 
 
 def _page(title: str, body: str) -> str:
@@ -245,14 +247,3 @@ def _exact(value: Any) -> str:
 
 def _escape_markdown(text: str) -> str:
     return " ".join(text.split()).replace("|", r"\|")
-
-
-def _write_atomically(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return path

@@ -1,18 +1,15 @@
 """Linear classifiers with exact margins: the hard-margin SVM, the mean difference, and the front between them.
 
 A classifier is (w, b), its labels are -1 and +1, and its signed margin at (x, y) is ``y (w.x + b) / |w|_2``. Everything
-here is one quadratic program, solved to rounding error by an active-set method in double precision::
-
-    minimise  |u - t|^2 / 2 - r c    over u [p] and c [k]    subject to  z_i.u + e_i c >= s  for every i
-
-with rows z_i = y_i x_i. The SVM with a free bias has e_i = y_i, t = 0, r = 0, s = 1; the one with a penalised bias has
-the feature 1 appended to x and no c; the front has t = mean(y x), r = mean(y) and one s for each of its points.
+here is the one quadratic program of ``active_set``, solved to rounding error in double precision.
 """
 
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from jaxmargin.lab.active_set import NotSeparableError, Program, State, first_state, program_of, solve, tight, weights
 
 __all__ = [
     "KKT",
@@ -24,19 +21,11 @@ __all__ = [
     "linear_margins",
     "mean_difference",
     "pareto_front",
+    "spaced",
 ]
 
 Array = NDArray[np.float64]
-FEASIBLE = 1e-11  # a constraint is violated when it misses its level by more than this, relative to max_i |z_i| |u|
-DEPENDENT = 1e-13  # a row lies in the span of the active ones below this squared distance, relative to max_i |z_i|^2
-POOL = 64  # violated constraints looked at between two looks at all of them
 FAR = (1e4, 1e5, 1e6, 1e7, 1e8)  # levels that stand for infinity at the SVM's end, over the margin times the tilt
-THINNEST = 1e-6  # a margin below this part of max_i |z_i| cannot be told from 0: the classes count as not separable
-NOT_SEPARABLE = "xs: no hyperplane separates the two classes: choose others, such as digits 0 and 1"
-
-
-class NotSeparableError(ValueError):
-    """No hyperplane separates the two classes, or only one with a margin too thin for double precision."""
 
 
 class KKT(NamedTuple):
@@ -185,9 +174,9 @@ def hard_margin_svm(xs: ArrayLike, ys: ArrayLike, *, bias: Literal["free", "pena
     if bias not in ("free", "penalised"):
         raise ValueError(f"bias={bias!r} is unknown: choose from free, penalised")
     centre = points.mean(axis=0) * (bias == "free")  # a free bias takes up any shift, and short rows round less
-    program = _program(points - centre, labels, bias=bias)
-    state = _solve(program, 1.0, _start(program, labels))
-    u = _weights(program, state)
+    program = program_of(points - centre, labels, bias=bias)
+    state = solve(program, 1.0, first_state(program, labels))
+    u = weights(program, state)
     w, b = (u, float(state.c[0] - u @ centre)) if bias == "free" else (u[:-1], float(u[-1]))
     return HardMargin(w, b, np.flatnonzero(state.alpha), state.alpha, _kkt(w, b, state.alpha, points, labels, bias))
 
@@ -197,7 +186,7 @@ def pareto_front(xs: ArrayLike, ys: ArrayLike, *, minimums: ArrayLike | None = N
 
     ``maximise mean(y x).w + mean(y) b`` over |w| <= 1 and b, subject to y_i (w.x_i + b) >= m for every i. It is a
     convex program, so the front is concave; it ends at the SVM with a free bias, whose minimum is the largest. With u =
-    w times the multiplier of |w| <= 1 it becomes the quadratic program at the top of the file, at the level s = m |u|.
+    w times the multiplier of |w| <= 1 it becomes the quadratic program of ``active_set``, at the level s = m |u|.
     Its solution gives the classifier and, from its multipliers alpha (sum_i alpha_i y_i = -mean(y)), the dual bound on
     every average, ``|mean(y x) + sum_i alpha_i y_i x_i| - m sum_i alpha_i``. Where one class is larger, b alone raises
     the average without end as m falls: far below 0 the front calls every point by the larger class.
@@ -230,169 +219,28 @@ def pareto_front(xs: ArrayLike, ys: ArrayLike, *, minimums: ArrayLike | None = N
         if num_points < 2:
             raise ValueError(f"num_points={num_points} must be at least 2: the front has two ends")
         lowest = min(linear_margins(*mean_difference(points, labels), points, labels).min(), 0.0)
-        minimums = largest - (largest - lowest) * np.linspace(1.0, 0.0, num_points) ** 3
+        minimums = spaced(lowest, largest, num_points)
     levels = np.sort(np.asarray(minimums, np.float64))
     if levels.ndim != 1 or not len(levels) or not levels[-1] <= largest * (1 + 1e-9):
         raise ValueError(f"minimums={minimums}: pass numbers up to the largest minimum margin, {largest:.6g}")
-    program = _program(points, labels, tilted=True)
-    state, found, at_end = _solve(program, 0.0, _start(program, labels)), [], largest * (1 - 1e-9)
+    program = program_of(points, labels, tilted=True)
+    state, found, at_end = solve(program, 0.0, first_state(program, labels)), [], largest * (1 - 1e-9)
     for minimum in levels[levels < at_end]:
         state = _at_minimum(program, minimum, state)
-        found.append(_front_point(program, [state], _weights(program, state), float(state.c[0]), labels))
+        found.append(_front_point(program, [state], weights(program, state), float(state.c[0]), labels))
     for _ in levels[levels >= at_end]:  # their level is infinite: the SVM, certified from far levels
-        far = [_solve(program, level * largest * float(np.linalg.norm(program.tilt)), state) for level in FAR]
+        far = [solve(program, level * largest * float(np.linalg.norm(program.tilt)), state) for level in FAR]
         found.append(_front_point(program, far, svm.w, svm.b, labels))
     front = Front(*(np.array(column) for column in zip(*found, strict=True)))
     return front._replace(b=front.b - front.w @ centre)
 
 
-class _Program(NamedTuple):
-    """The quadratic program at the top of the file: rows z [n, p], border e [n, k], tilt t [p], slope r [k]."""
-
-    rows: Array
-    border: Array
-    tilt: Array
-    slope: Array
-    reach: float  # max_i |z_i|
+def spaced(lowest: float, largest: float, num_points: int) -> Array:
+    """Minimum margins [num_points] between two, closer together towards the largest, where the front is steep."""
+    return largest - (largest - lowest) * np.linspace(1.0, 0.0, num_points) ** 3
 
 
-class _State(NamedTuple):
-    """Multipliers alpha [n] and c [k] at a level s; ``active`` are the constraints held as equalities."""
-
-    alpha: Array
-    c: Array
-    active: list[int]
-    level: float
-
-
-def _program(points: Array, labels: Array, *, bias: str = "free", tilted: bool = False) -> _Program:
-    """The SVM's program, or, tilted by the average margin, the front's."""
-    rows, border = labels[:, None] * points, labels[:, None]
-    if bias == "penalised":
-        rows, border = np.hstack([rows, border]), border[:, :0]
-    tilt, slope = rows.mean(axis=0) * tilted, border.mean(axis=0) * tilted
-    return _Program(rows, border, tilt, slope, float(np.sqrt(np.einsum("np,np->n", rows, rows).max())))
-
-
-def _start(program: _Program, labels: Array) -> _State:
-    """One point of each class, with multipliers that meet the equality sum_i alpha_i e_i = -r."""
-    alpha, active = np.zeros(len(labels)), [int(np.argmax(labels > 0)), int(np.argmax(labels < 0))]
-    if program.slope.any():
-        alpha[active] = max(-program.slope[0], 0.0), max(program.slope[0], 0.0)
-    return _State(alpha, program.slope, active if program.border.shape[1] else [], 0.0)
-
-
-def _solve(program: _Program, level: float, start: _State) -> _State:
-    """The dual active-set method of Goldfarb and Idnani (1983), with a free c and a warm start.
-
-    The most violated constraint enters while the active ones stay tight; multipliers that reach 0 leave. Every round
-    raises the dual objective, so no active set comes twice. Between two looks at all n constraints, POOL are looked at.
-    """
-    state = _settle(program, start._replace(level=level))
-    for _ in range(100 * sum(program.rows.shape)):
-        slack = _slack(program, state, slice(None))  # [n]
-        slack[state.active] = 0.0  # tight up to rounding
-        pool = np.argsort(slack)[:POOL]
-        if slack[pool[0]] >= -_tolerance(program, state):
-            return state
-        state = _settle(program, _admit(program, state, pool))
-        if not program.tilt.any() and level < THINNEST * program.reach * np.linalg.norm(_weights(program, state)):
-            break
-    raise NotSeparableError(NOT_SEPARABLE)
-
-
-def _weights(program: _Program, state: _State) -> Array:
-    """The stationary u = t + sum_i alpha_i z_i [p]."""
-    return program.tilt + state.alpha[state.active] @ program.rows[state.active]
-
-
-def _slack(program: _Program, state: _State, which: NDArray[np.int64] | slice) -> Array:
-    """By how much constraints exceed the level, z_i.u + e_i c - s."""
-    return program.rows[which] @ _weights(program, state) + program.border[which] @ state.c - state.level
-
-
-def _tolerance(program: _Program, state: _State) -> float:
-    """The violation that rounding explains."""
-    return FEASIBLE * max(program.reach * float(np.linalg.norm(_weights(program, state))), abs(state.level))
-
-
-def _bordered(program: _Program, active: list[int]) -> Array:
-    """The matrix [[Z Z', E], [E', 0]] of the active rows."""
-    rows, border = program.rows[active], program.border[active]
-    return np.block([[rows @ rows.T, border], [border.T, np.zeros((border.shape[1],) * 2)]])
-
-
-def _settle(program: _Program, state: _State) -> _State:
-    """Walks the multipliers to the values that make every active constraint tight; whoever reaches 0 leaves."""
-    alpha, active = state.alpha.copy(), state.active
-    while True:
-        target, c = _tight(program, active, state.level)
-        if not (target < 0).any():
-            alpha[active] = target
-            return _State(alpha, c, active, state.level)
-        active, _ = _walk(alpha, active, target - alpha[active], 1.0)
-
-
-def _tight(program: _Program, active: list[int], level: float) -> tuple[Array, Array]:
-    """The multipliers and c with which every active constraint is an equality, after one step of refinement."""
-    matrix = _bordered(program, active)
-    right = np.concatenate([level - program.rows[active] @ program.tilt, -program.slope])
-    solution = np.linalg.solve(matrix, right)
-    solution += np.linalg.solve(matrix, right - matrix @ solution)
-    return solution[: len(active)], solution[len(active) :]
-
-
-def _walk(alpha: Array, active: list[int], direction: Array, longest: float) -> tuple[list[int], float]:
-    """Moves ``alpha[active]`` along a direction, in place, until one of them reaches 0 and leaves."""
-    falling = direction < 0
-    steps = np.where(falling, alpha[active] / np.where(falling, -direction, 1.0), np.inf)
-    first = int(steps.argmin())
-    step = float(min(steps[first], longest))
-    alpha[active] = np.maximum(alpha[active] + step * direction, 0.0) if step < np.inf else alpha[active]
-    if steps[first] > longest:
-        return active, step
-    alpha[active[first]] = 0.0
-    return active[:first] + active[first + 1 :], step
-
-
-def _admit(program: _Program, state: _State, pool: NDArray[np.int64]) -> _State:
-    """Lets constraints of the pool enter, the most violated first, until none of them is violated."""
-    tolerance = _tolerance(program, state)
-    while True:
-        slack = _slack(program, state, pool)
-        slack[np.isin(pool, state.active)] = 0.0
-        worst = int(slack.argmin())
-        if slack[worst] >= -tolerance:
-            return state
-        state = _enter(program, state, int(pool[worst]), -float(slack[worst]))
-
-
-def _enter(program: _Program, state: _State, entering: int, violation: float) -> _State:
-    """Raises one multiplier until its constraint is tight, with all active ones held tight by a linear answer.
-
-    A row that depends on the active ones gains nothing on its own: it is exchanged for the first that reaches 0. If
-    none ever does, a positive combination of rows vanishes, and by Farkas nothing separates the classes.
-    """
-    alpha, c, active = state.alpha.copy(), state.c, state.active
-    while True:
-        own, matrix = program.rows[entering], _bordered(program, active)
-        coupling = np.concatenate([program.rows[active] @ own, program.border[entering]])
-        answer = np.linalg.solve(matrix, -coupling)
-        direction, change = answer[: len(active)], answer[len(active) :]
-        gain = float(own @ own + coupling @ answer)  # how fast the slack grows
-        longest = violation / gain if gain > DEPENDENT * program.reach**2 else np.inf
-        remaining, step = _walk(alpha, active, direction, longest) if active else (active, longest)
-        if step == np.inf:
-            raise NotSeparableError(NOT_SEPARABLE)
-        alpha[entering], c, violation = alpha[entering] + step, c + step * change, violation - step * gain
-        if step == longest:
-            return _State(alpha, c, [*remaining, entering], state.level)
-        active = remaining
-        if not active and len(c):  # alone, it takes all of the equality, and c closes its slack
-            return _settle(program, _State(alpha, c, [entering], state.level))
-
-
-def _at_minimum(program: _Program, minimum: float, state: _State) -> _State:
+def _at_minimum(program: Program, minimum: float, state: State) -> State:
     """The solution at the level s with s = m |u(s)|, by Newton's method.
 
     While the active set stays, u(s) = p + s q, and s solves a quadratic equation. Any s gives a point of the front, so
@@ -400,18 +248,18 @@ def _at_minimum(program: _Program, minimum: float, state: _State) -> _State:
     """
     flat = program._replace(tilt=0 * program.tilt, slope=0 * program.slope)
     for _ in range(60):
-        u, size = _weights(program, state), float(np.linalg.norm(_weights(program, state)))
+        u, size = weights(program, state), float(np.linalg.norm(weights(program, state)))
         if abs(state.level - minimum * size) <= 1e-12 * max(size, abs(state.level)):
             break
-        q = _tight(flat, state.active, 1.0)[0] @ program.rows[state.active]  # [p] the slope of u in s
+        q = tight(flat, state.active, 1.0)[0] @ program.rows[state.active]  # [p] the slope of u in s
         p = u - state.level * q
         bend, mixed = 1 - minimum**2 * float(q @ q), minimum * float(p @ q)
         root = np.sqrt(max(mixed**2 + bend * float(p @ p), 0.0))
-        state = _solve(program, minimum * ((mixed + root) / bend if bend > 0 else size), state)
+        state = solve(program, minimum * ((mixed + root) / bend if bend > 0 else size), state)
     return state
 
 
-def _front_point(program: _Program, certificates: list[_State], u: Array, c: float, labels: Array) -> tuple:
+def _front_point(program: Program, certificates: list[State], u: Array, c: float, labels: Array) -> tuple:
     """(minimum, average, gap, w, b) of the classifier (u, c), the gap under the best of some dual points."""
     if (size := float(np.linalg.norm(u))) <= 1e-12 * program.reach:
         raise ValueError("minimums: at one of them the bias alone gives the average: pass larger ones")
@@ -421,12 +269,12 @@ def _front_point(program: _Program, certificates: list[_State], u: Array, c: flo
     return margins.min(), margins.mean(), gap, w, b
 
 
-def _gap(program: _Program, state: _State, w: Array, b: float, margins: Array) -> float:
+def _gap(program: Program, state: State, w: Array, b: float, margins: Array) -> float:
     """The dual bound less the average, ``|u| - m sum alpha - mean(y x).w - mean(y) b``, as a sum of terms >= 0.
 
     They are |u| - u.w, the complementary slackness, and what rounding leaves of the equality on the multipliers.
     """
-    u = _weights(program, state)
+    u = weights(program, state)
     size, left = float(np.linalg.norm(u)), abs(float(state.alpha @ program.border[:, 0] + program.slope[0]))
     return (
         size * float(np.sum((u / size - w) ** 2)) / 2 + float(state.alpha @ (margins - margins.min())) + left * abs(b)
