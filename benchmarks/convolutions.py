@@ -1,7 +1,7 @@
 """Convolution gradients inside loops: ours against flax's plain layer, on the MNIST cnn, side by side in one run.
 
-``python -m benchmarks.convolutions`` prints a table of medians over alternating repetitions: training (a scan over steps
-of 128 images) and the Lipschitz estimator (all 9 rival classes), each with jaxmargin's convolution and with JAX's own.
+``python -m benchmarks.convolutions`` prints a table of medians over alternating repetitions: training (a scan over
+steps of 128 images) and the Lipschitz estimator (all 9 rival classes), with jaxmargin's convolution and with JAX's own.
 """
 
 import statistics

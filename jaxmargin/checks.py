@@ -6,14 +6,15 @@ Shapes, dtypes and options are known while JAX traces, so those checks also work
 
 import math
 from collections.abc import Callable, Iterable
+from numbers import Integral
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 __all__ = [
-    "concrete", "divisible", "example", "examples", "label", "logits", "logits_like", "one_of", "options", "positive",
-    "scores", "whole",
+    "box", "concrete", "divisible", "example", "examples", "label", "logits", "logits_like", "one_of", "options",
+    "positive", "scores", "whole",
 ]  # fmt: skip
 
 
@@ -35,8 +36,8 @@ def positive(name: str, value: Any) -> None:
 
 
 def whole(name: str, value: Any, least: int = 1) -> None:
-    """Refuses anything but an ``int`` of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    """Refuses anything but a whole number of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
 
 
@@ -50,6 +51,18 @@ def divisible(name: str, value: int, by_name: str, by: int) -> None:
     """Refuses a count that does not split into equal parts."""
     if value % by:
         raise ValueError(f"{name}={value} is not a multiple of {by_name}={by}: change either of them")
+
+
+def box(value: tuple[float, float] | None) -> None:
+    """Refuses a box without room; None is no box."""
+    if value is None:
+        return
+    try:
+        low, high = map(float, value)
+    except (TypeError, ValueError):
+        raise ValueError(f"box={value!r} is not a pair of numbers: pass (low, high), or None for no box") from None
+    if not low < high:
+        raise ValueError(f"box={value} is empty: pass (low, high) with low < high")
 
 
 def options(function: Callable, given: Iterable[str], known: Iterable[str]) -> None:
@@ -129,8 +142,8 @@ def scores(scores: jax.Array, ys: Any) -> None:
         raise ValueError(f"labels lie in [{low}, {high}], outside [0, {num_classes - 1}], the classes of the logits")
     if not bool(jnp.isfinite(scores).all()):
         raise ValueError("logits are not finite: apply_fn returns NaN or infinity on the first examples; check params")
-    sums_to_one = jnp.abs(scores.sum(1) - 1) < 1e-5 * num_classes
-    if bool(((scores >= 0).all(1) & sums_to_one).all()):
+    distributions = (scores >= 0).all(1) & (jnp.abs(scores.sum(1) - 1) < 1e-5 * num_classes)  # [k]
+    if bool(distributions.all() & (scores % 1 > 0).any()):  # logits (1, 0) are more likely than such a softmax
         raise ValueError(
             "logits look like probabilities (not negative, sum 1): return the scores before the softmax; a margin"
             " divides their differences by their slopes, and a softmax flattens both"

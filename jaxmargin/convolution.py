@@ -41,17 +41,23 @@ def conv_general_dilated(
     Returns:
       Images [n, h', w', o].
     """
-    layout = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
-    simple = layout == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _LAYOUT) and tuple(window_strides) == (1, 1)
-    for name in ("lhs_dilation", "rhs_dilation"):
-        simple = simple and all(step == 1 for step in others.get(name) or (1, 1))
-    if not (simple and others.get("feature_group_count", 1) == 1 and others.get("batch_group_count", 1) == 1):
-        return lax.conv_general_dilated(
-            lhs, rhs, window_strides, padding, dimension_numbers=dimension_numbers, **others
-        )
-    if isinstance(padding, str):
-        padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], (1, 1), padding)
-    return _conv(lhs, rhs, tuple((int(low), int(high)) for low, high in padding))
+    if lhs.ndim == 4 and _is_simple(lhs, rhs, window_strides, padding, dimension_numbers, others):
+        if isinstance(padding, str):
+            padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], (1, 1), padding)
+        return _conv(lhs, rhs, tuple((int(low), int(high)) for low, high in padding))
+    return lax.conv_general_dilated(lhs, rhs, window_strides, padding, dimension_numbers=dimension_numbers, **others)
+
+
+def _is_simple(
+    lhs: jax.Array, rhs: jax.Array, strides: Any, padding: Any, dimension_numbers: Any, others: dict[str, Any]
+) -> bool:
+    """Whether the fast path computes just this: flax's layout, stride 1, no dilation, groups, cropping or options."""
+    layouts = [lax.conv_dimension_numbers(lhs.shape, rhs.shape, numbers) for numbers in (dimension_numbers, _LAYOUT)]
+    steps = [*strides, *(others.get("lhs_dilation") or ()), *(others.get("rhs_dilation") or ())]
+    steps += [others.get("feature_group_count", 1), others.get("batch_group_count", 1)]
+    wishes = [others.get("precision"), others.get("preferred_element_type")]
+    plain_pads = isinstance(padding, str) or all(low >= 0 and high >= 0 for low, high in padding)
+    return layouts[0] == layouts[1] and all(s == 1 for s in steps) and plain_pads and wishes == [None, None]
 
 
 def max_pool(x: jax.Array) -> jax.Array:

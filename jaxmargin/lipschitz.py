@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jaxmargin import checks
 from jaxmargin.norms import Norm, l2
 
-__all__ = ["default_chunk_size", "default_rows", "local_lipschitz"]
+__all__ = ["default_chunk_size", "default_rows", "local_lipschitz", "stable_rows"]
 
-# Gradient entries held at once when the caller names no chunk_size: 64 MiB of float32 a point.
+# Gradient entries held at once when the caller names no chunk_size: 64 MiB of float32.
 _CHUNK_ENTRIES = 2**24
 
 
@@ -43,7 +43,8 @@ def local_lipschitz(
       norm: the norm that measures the ball; gradients are measured by its dual.
       radius: of the ball, in units of the input.
       num_samples: number of points.
-      chunk_size: points held in memory at once, a divisor of num_samples; None chooses one.
+      chunk_size: points held in memory at once, a divisor of num_samples; None chooses one. Chunks of fewer rows than
+        ``stable_rows`` are filled up with repeated points.
       box: (low, high) clips the points to valid inputs, as CLEVER does; None samples the whole ball.
 
     Returns:
@@ -64,7 +65,9 @@ def local_lipschitz(
     checks.positive("radius", radius)
     checks.whole("num_samples", num_samples)
     num_classes = checks.logits(logits_fn, x)
-    chunk_size = chunk_size or default_chunk_size(num_samples, (num_classes - 1) * x.size)
+    checks.box(box)
+    if chunk_size is None:
+        chunk_size = default_chunk_size(num_samples, (num_classes - 1) * x.size)
     checks.whole("chunk_size", chunk_size)
     checks.divisible("num_samples", num_samples, "chunk_size", chunk_size)
 
@@ -72,7 +75,7 @@ def local_lipschitz(
     differences = jax.nn.one_hot(reference, num_classes)[None] - jax.nn.one_hot(others, num_classes)  # [c - 1, c]
 
     def sample(index: jax.Array) -> jax.Array:
-        offset = radius * norm.sample_ball(jax.random.fold_in(key, index), x.shape)  # [*d]
+        offset = (radius * norm.sample_ball(jax.random.fold_in(key, index), x.shape)).astype(x.dtype)  # [*d]
         return x + offset if box is None else jnp.clip(x + offset, *box)
 
     def slopes(index: jax.Array) -> jax.Array:
@@ -80,13 +83,17 @@ def local_lipschitz(
         (gradients,) = jax.vmap(pullback)(differences.astype(logits.dtype))  # [c - 1, *d]
         return jax.vmap(norm.dual_size)(gradients)  # [c - 1]
 
+    rows = max(chunk_size, stable_rows(x.size))
+
     def chunk(i: jax.Array, largest: jax.Array) -> jax.Array:
-        indices = i * chunk_size + jnp.arange(chunk_size)  # [s]
-        return jnp.maximum(largest, jax.vmap(slopes)(indices).max(0))
+        indices = jnp.minimum(i * rows + jnp.arange(rows), num_samples - 1)  # [s]
+        values = jax.vmap(slopes)(indices).astype(largest.dtype)  # [s, c - 1]
+        # A maximum may pass over a NaN, so it is put back by hand.
+        return jnp.where(jnp.isnan(values).any(0) | jnp.isnan(largest), jnp.nan, jnp.maximum(largest, values.max(0)))
 
     with jax.default_matmul_precision("float32"):
-        start = jnp.zeros(num_classes - 1, jax.eval_shape(logits_fn, x).dtype)
-        largest = jax.lax.fori_loop(0, num_samples // chunk_size, chunk, start)  # [c - 1]
+        start = jnp.zeros(num_classes - 1, jnp.promote_types(x.dtype, jnp.float32))
+        largest = jax.lax.fori_loop(0, -(-num_samples // rows), chunk, start)  # [c - 1]
     return jnp.zeros(num_classes, largest.dtype).at[others].set(largest)
 
 
@@ -114,6 +121,24 @@ def default_chunk_size(num_samples: int, entries: int) -> int:
             f" num_samples={-(-num_samples // most) * most}"
         )
     return size
+
+
+def stable_rows(width: int) -> int:
+    """Rows from which on the rounding of a row does not depend on how many others are computed with it.
+
+    XLA's CPU backend compiles small matrix products (below 64 rows) and small loops (below 4,096 entries) in other
+    forms than large ones, which sum in another order.
+
+    Args:
+      width: entries of the narrowest row.
+
+    Returns:
+      The number of rows.
+
+    >>> stable_rows(784), stable_rows(10)
+    (64, 410)
+    """
+    return max(64, -(-4096 // width))
 
 
 def default_rows() -> int:

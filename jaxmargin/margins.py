@@ -17,11 +17,6 @@ from jaxmargin.norms import Norm, l2
 
 __all__ = ["Margins", "Summary", "histogram", "linear_margin", "lipschitz_margin", "summarize"]
 
-# A CPU's matrix product rounds differently for a few rows than for many. The centre is evaluated as this many copies of
-# itself, so that its logits carry the same bits whether one point is measured or a thousand.
-_CENTRE_ROWS = 64
-
-
 class Margins(NamedTuple):
     """Margins of one example, or of n stacked along the first axis.
 
@@ -100,7 +95,8 @@ def lipschitz_margin(
     checks.example(x)
     checks.label(y)
     checks.logits(logits_fn, x)
-    logits = _centre_logits(logits_fn, x)  # [c]
+    with jax.default_matmul_precision("float32"):
+        logits = logits_fn(x)  # [c]
     predicted = jnp.argmax(logits)
     constants = local_lipschitz(
         logits_fn, key, x, predicted, norm=norm, radius=radius, num_samples=num_samples, chunk_size=chunk_size, box=box
@@ -137,7 +133,7 @@ def linear_margin(
     checks.label(y)
     checks.logits(logits_fn, x)
     with jax.default_matmul_precision("float32"):
-        logits = _centre_logits(logits_fn, x)  # [c]
+        logits = logits_fn(x)  # [c]
         jacobian = jax.jacrev(logits_fn)(x)  # [c, *d]
     predicted = jnp.argmax(logits)
     constants = jax.vmap(norm.dual_size)(jacobian[predicted][None] - jacobian)  # [c]
@@ -202,18 +198,14 @@ def histogram(
     return np.histogram(margin, bins=bins, range=bounds)
 
 
-def _centre_logits(logits_fn: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    copies = jax.lax.optimization_barrier(jnp.broadcast_to(x, (_CENTRE_ROWS, *x.shape)))
-    return jax.lax.optimization_barrier(jax.vmap(logits_fn)(copies))[0]  # [c]
-
-
 def _distance(logits: jax.Array, predicted: jax.Array, constants: jax.Array) -> jax.Array:
     """min_{k != predicted} (f_predicted - f_k) / L_k; a tie is at distance 0, a flat difference infinitely far."""
     gap = logits[predicted] - logits  # [c]
     flat = constants <= 0
     ratio = jnp.where(flat, jnp.inf, gap / jnp.where(flat, 1.0, constants))
     ratio = jnp.where(gap <= 0, 0.0, ratio)
-    return jnp.min(jnp.where(jnp.arange(len(logits)) == predicted, jnp.inf, ratio))
+    least = jnp.min(jnp.where(jnp.arange(len(logits)) == predicted, jnp.inf, ratio))
+    return jnp.where(jnp.isnan(ratio).any(), jnp.nan, least)  # a minimum may pass over a NaN
 
 
 def _signed(distance: jax.Array, predicted: jax.Array, y: jax.Array) -> jax.Array:

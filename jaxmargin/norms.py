@@ -36,7 +36,7 @@ class Norm(NamedTuple):
 
 def _l2_size(x: jax.Array) -> jax.Array:
     square = jnp.sum(x * x)
-    nonzero = square > 0  # the slope of sqrt at 0 is infinite; the double where keeps its NaN out of the gradient
+    nonzero = square != 0  # the slope of sqrt at 0 is infinite; the double where keeps its NaN out of the gradient
     return jnp.where(nonzero, jnp.sqrt(jnp.where(nonzero, square, 1.0)), 0.0)
 
 
@@ -69,7 +69,9 @@ def _linf_project(x: jax.Array, radius: jax.Array | float) -> jax.Array:
 
 
 def _l1_project(x: jax.Array, radius: jax.Array | float) -> jax.Array:
-    return optax.projections.projection_l1_ball(x, radius)
+    nearest = optax.projections.projection_l1_ball(x, radius)
+    outside = _l1_size(x) > radius  # there the size is the radius, up to a rounding relative to ||x||_1: put it right
+    return nearest * jnp.where(outside, radius / jnp.where(outside, _l1_size(nearest), 1.0), 1.0)
 
 
 def _l2_sample(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

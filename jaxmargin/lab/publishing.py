@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from jaxmargin.lab import plots, tracking
 from jaxmargin.lab.evaluation import Arrays, read_arrays
@@ -171,7 +170,7 @@ def _figures(cells: list[_Cell], folder: Path) -> dict[str, list[tuple[Path, str
     """Draws every figure; by section, (path, caption)."""
     found: dict[str, list[tuple[Path, str]]] = defaultdict(list)
 
-    def add(section: str, name: str, figure: Figure, caption: str) -> None:
+    def add(section: str, name: str, figure: Any, caption: str) -> None:
         found[section].append((plots.save(figure, folder / f"{name}.png"), caption))
 
     for model in MODELS:

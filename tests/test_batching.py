@@ -1,0 +1,281 @@
+"""``over_batch``: the same bits however the work is cut, nothing traced twice, and every bad input refused by name."""
+
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import random_linear, random_params
+
+import jaxmargin as jm
+from jaxmargin import models
+
+
+def assert_same_bits(first, second):
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def lipschitz(apply_fn, num_samples, chunk_size=None, batch_size=None):
+    return jm.over_batch(
+        jm.lipschitz_margin, apply_fn, radius=2.0, num_samples=num_samples, chunk_size=chunk_size, batch_size=batch_size
+    )
+
+
+# The same bits --------------------------------------------------------------------------------------------------------
+
+
+def points(model, n):
+    rng = np.random.default_rng(0)
+    xs = jnp.asarray(rng.normal(size=(n, *model.input_shape)), jnp.float32)
+    return random_params(model), jax.random.key(0), xs, rng.integers(0, model.num_classes, n)
+
+
+def cut(model, num_samples, cuts, n=9):
+    """The margins of n points for each (chunk_size, batch_size) of cuts."""
+    arguments = points(model, n)
+    return [lipschitz(model.apply, num_samples, *sizes)(*arguments) for sizes in cuts]
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (8, 8)], ids=["few inputs", "more inputs"])
+def test_neither_batch_nor_chunk_changes_a_bit_of_a_lipschitz_margin(shape):
+    # XLA's CPU backend sums arrays below 4,096 entries in another order than large ones: few inputs are the hard case.
+    first, *others = cut(models.mlp(shape, 4, hidden=16), 1024, [(16, 1), (128, 7), (1024, 50)])
+    assert len(set(np.asarray(first.margin))) == 9
+    for result in others:
+        assert_same_bits(result, first)
+
+
+def test_neither_batch_nor_chunk_changes_a_bit_for_a_cnn():
+    first, second = cut(models.cnn((8, 8, 1), 3, widths=(4, 8), hidden=16), 64, [(16, 1), (64, 7)], n=5)
+    assert_same_bits(first, second)
+
+
+def test_the_batch_does_not_change_a_bit_of_an_attack():
+    model = models.mlp((4, 3), 4, hidden=16)
+    options = dict(epsilon=0.5, step_size=0.1, num_steps=10)
+    runs = [jm.over_batch(jm.pgd, model.apply, batch_size=batch_size, **options) for batch_size in (7, 50, 1500)]
+    first, *others = (run(*points(model, 72)) for run in runs)
+    assert first.found.sum() > 0
+    for result in others:
+        assert_same_bits(result, first)
+
+
+def test_the_batch_does_not_change_a_bit_of_a_linear_margin():
+    linear = random_linear(10, dimension=30, n=450)
+    runs = [jm.over_batch(jm.linear_margin, linear.apply, batch_size=batch_size) for batch_size in (1, 430, 500)]
+    arguments = linear.params, jax.random.key(0), jnp.asarray(linear.xs, jnp.float32), linear.ys
+    first, *others = (run(*arguments) for run in runs)
+    for result in others:
+        assert_same_bits(result, first)
+
+
+@pytest.fixture(scope="module")
+def run(tiny):
+    """Lipschitz margins of the tiny mlp in batches of four points."""
+    return lipschitz(tiny.model.apply, 64, 16, batch_size=4)
+
+
+def test_a_point_is_measured_alike_alone_and_among_others(run, tiny, key):
+    many = run(tiny.params, key, tiny.xs, tiny.ys)
+    few = run(tiny.params, key, tiny.xs[:2], tiny.ys[:2])
+    assert_same_bits(few, jax.tree.map(lambda leaf: leaf[:2], many))
+
+
+def test_equal_points_at_different_places_are_sampled_independently(run, tiny, key):
+    xs = jnp.tile(tiny.xs[:1], (2, 1, 1))
+    constants = run(tiny.params, key, xs, tiny.ys[:2]).lipschitz
+    assert (constants[0] != constants[1]).any()
+
+
+def test_inside_another_jit_the_result_is_the_same(run, tiny, key):
+    outside = run(tiny.params, key, tiny.xs, tiny.ys)  # three batches, the last one filled up
+    inside = jax.jit(run)(tiny.params, key, tiny.xs, tiny.ys)
+    assert_same_bits(inside, outside)
+
+
+def test_inside_another_jit_an_attack_is_the_same_to_rounding(tiny, key):
+    run = jm.over_batch(jm.pgd, tiny.model.apply, epsilon=0.5, step_size=0.1, num_steps=10)
+    outside, inside = (wrap(run)(tiny.params, key, tiny.xs, tiny.ys) for wrap in (lambda run: run, jax.jit))
+    np.testing.assert_array_equal(inside.found, outside.found)
+    np.testing.assert_allclose(inside.x_adv, outside.x_adv, rtol=1e-5, atol=1e-5)
+
+
+def test_a_run_can_be_mapped_over_parameters(tiny, key):
+    run = jm.over_batch(jm.linear_margin, tiny.model.apply)
+    twice = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), tiny.params)
+    both = jax.vmap(run, (0, None, None, None))(twice, key, tiny.xs, tiny.ys)
+    one = run(tiny.params, key, tiny.xs, tiny.ys)
+    np.testing.assert_allclose(both.margin[0], one.margin, rtol=1e-5)
+    assert both.margin.shape == (2, 9)
+
+
+# Compiled once, cut anywhere ------------------------------------------------------------------------------------------
+
+
+def test_other_parameters_and_another_n_trace_nothing(tiny, key):
+    traces = 0
+
+    def apply_fn(params, x):
+        nonlocal traces
+        traces += 1
+        return tiny.model.apply(params, x)
+
+    run = lipschitz(apply_fn, 64, batch_size=4)
+    first = run(tiny.params, key, tiny.xs, tiny.ys)
+    assert traces > 0
+    traces = 0
+    second = run(jax.tree.map(lambda leaf: 2 * leaf, tiny.params), jax.random.key(1), tiny.xs[:6], tiny.ys[:6])
+    assert traces == 0
+    assert (second.lipschitz != first.lipschitz[:6]).any()  # and the new parameters were used
+
+
+def test_batches_concatenate_to_the_whole(run, tiny, key):
+    parts = list(run.batches(tiny.params, key, tiny.xs, tiny.ys))
+    assert [len(part.margin) for part in parts] == [4, 4, 1]
+    whole = run(tiny.params, key, tiny.xs, tiny.ys)
+    assert_same_bits(jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts), whole)
+
+
+@pytest.mark.parametrize("first", [4, 5, 8])
+def test_a_run_resumed_anywhere_gives_the_same_bits(first, run, tiny, key):
+    parts = list(run.batches(tiny.params, key, tiny.xs, tiny.ys, first=first))
+    whole = run(tiny.params, key, tiny.xs, tiny.ys)
+    resumed = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    assert_same_bits(resumed, jax.tree.map(lambda leaf: leaf[first:], whole))
+
+
+def test_nothing_is_left_to_measure_after_the_last(run, tiny, key):
+    assert not list(run.batches(tiny.params, key, tiny.xs, tiny.ys, first=9))
+
+
+def test_numpy_arrays_are_measured_like_jax_arrays(run, tiny, key):
+    expected = run(tiny.params, key, tiny.xs, tiny.ys)
+    assert_same_bits(run(tiny.params, key, np.asarray(tiny.xs), np.asarray(tiny.ys, np.uint8)), expected)
+
+
+def test_a_measure_of_ones_own_is_lifted_too(linear, key):
+    def scaled(logits_fn, key, x, y, *, factor):
+        return {"logit": factor * logits_fn(x)[y], "draw": jax.random.uniform(key)}
+
+    run = jm.over_batch(scaled, linear.apply, factor=3.0)
+    result = run(linear.params, key, jnp.asarray(linear.xs, jnp.float32), linear.ys)
+    logits = linear.xs @ linear.weights.T + linear.biases
+    np.testing.assert_allclose(result["logit"], 3 * logits[np.arange(20), linear.ys], rtol=1e-5, atol=1e-5)
+    assert len(np.unique(result["draw"])) == 20
+
+
+# Bad input ------------------------------------------------------------------------------------------------------------
+
+
+def measure(linear, key, apply_fn=None, *, xs=None, ys=None, of=jm.lipschitz_margin, **options):
+    xs = jnp.asarray(linear.xs, jnp.float32) if xs is None else xs
+    ys = linear.ys if ys is None else ys
+    return jm.over_batch(of, apply_fn or linear.apply, **options)(linear.params, key, xs, ys)
+
+
+XS = np.ones((4, 6), np.float32)
+YS = np.zeros(4, int)
+
+
+def with_value(value):
+    xs = XS.copy()
+    xs[2, 3] = value
+    return xs
+
+
+@pytest.mark.parametrize(
+    ("xs", "ys", "message"),
+    [
+        (with_value(np.nan), YS, "images are not finite.*NaN or infinity.*clean"),
+        (with_value(np.inf), YS, "images are not finite"),
+        (XS, np.array([0, 1, 2, 3]), r"labels lie in \[0, 3\], outside \[0, 2\]"),
+        (XS, np.array([0, -1, 2, 0]), r"labels lie in \[-1, 2\], outside \[0, 2\]"),
+        (XS, np.zeros(4), "labels have dtype float.*integer classes"),
+        (XS, np.eye(3, dtype=int)[[0, 1, 2, 0]], r"ys has shape \(4, 3\): expected \[n\]"),
+        (XS, YS[:3], "xs holds 4 examples and ys 3 labels"),
+        (XS[0], np.array(0), r"xs has shape \(6,\): expected \[n, \*d\]"),
+        (XS[:, 0], YS, r"xs has shape \(4,\): expected \[n, \*d\]"),
+        (XS[:0], YS[:0], "xs is empty: pass at least one example"),
+        (np.full((4, 6), 255, np.uint8), YS, "x has dtype uint8: scale the input.*x / 255"),
+    ],
+)
+def test_bad_examples_are_refused(xs, ys, message, linear, key):
+    with pytest.raises(ValueError, match=message):
+        measure(linear, key, xs=xs, ys=ys, num_samples=64)
+
+
+@pytest.mark.parametrize(
+    ("apply_fn", "message"),
+    [
+        (lambda params, x: params[0] @ x[None].T, r"logits have shape \(3, 1\).*expected \[c\].*from_batched"),
+        (lambda params, x: x[0], r"logits have shape \(\).*expected \[c\]"),
+        (lambda params, x: (params[0] @ x, x), r"logits have shape .*expected \[c\]"),
+        (lambda params, x: x[:1], r"logits have c=1 class.*-s / 2, s / 2"),
+        (lambda params, x: jnp.argsort(params[0] @ x), "logits have dtype int32.*before any argmax"),
+        (lambda params, x: jax.nn.softmax(params[0] @ x), "logits look like probabilities.*before the softmax"),
+        (lambda params, x: params[0] @ x * jnp.nan, "logits are not finite.*check params"),
+        (lambda params, x: params[0] @ x + jnp.inf, "logits are not finite"),
+    ],
+    ids=["batched", "scalar", "pair", "one class", "integers", "probabilities", "NaN", "infinite"],
+)
+def test_a_bad_classifier_is_refused(apply_fn, message, linear, key):
+    with pytest.raises(ValueError, match=message):
+        measure(linear, key, apply_fn, ys=np.zeros(20, int), num_samples=64)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(radius=0), "radius=0 must be finite and greater than 0"),
+        (dict(radius=-2.0), "radius=-2.0 must be"),
+        (dict(num_samples=100, chunk_size=64), "num_samples=100 is not a multiple of chunk_size=64: change either"),
+        (dict(of=jm.pgd, epsilon=0.0), "epsilon=0.0 must be finite and greater than 0"),
+        (dict(of=jm.pgd, epsilon=-1.0), "epsilon=-1.0 must be"),
+        (dict(of=jm.pgd, epsilon=1.0, loss="hinge"), "loss='hinge' is unknown: choose from cross_entropy"),
+        (dict(batch_size=0), "batch_size=0 must be a whole number of at least 1"),
+        (dict(batch_size=2.0), "batch_size=2.0 must be a whole number"),
+        (dict(epsilon=1.0), "lipschitz_margin has no option epsilon: it takes .*radius"),
+        (dict(radious=1.0, num_sample=3), "lipschitz_margin has no option num_sample, radious"),
+    ],
+    ids=str,
+)
+def test_bad_options_are_refused(options, message, linear, key):
+    with pytest.raises(ValueError, match=message):
+        measure(linear, key, **options)
+
+
+def test_an_option_without_default_must_be_given(linear, key):
+    with pytest.raises((ValueError, TypeError), match="epsilon"):
+        measure(linear, key, of=jm.pgd)
+
+
+@pytest.mark.parametrize(
+    ("of", "options"),
+    [
+        (jm.lipschitz_margin, dict(num_samples=64)),
+        (jm.pgd, dict(epsilon=1.0, num_steps=2)),
+        (jm.linear_margin, {}),  # XLA's CPU backend drops NaN from a minimum over 4,096 numbers or more
+        (jm.pgd, dict(epsilon=1.0, num_steps=2, loss="logit_margin")),  # the argmax of NaN is class 0
+    ],
+    ids=["lipschitz_margin", "pgd", "linear_margin", "pgd on the margin"],
+)
+def test_logits_that_turn_nan_later_are_refused_with_the_index(of, options, linear, key):
+    def apply_fn(params, x):
+        return linear.apply(params, x) + jnp.where(x[0] > 50, jnp.nan, 0.0)
+
+    xs = np.float32(linear.xs)
+    xs[17, 0] = 100.0
+    with pytest.raises(ValueError, match="result of example 17 is NaN"):
+        measure(linear, key, apply_fn, xs=xs, of=of, **options)
+
+
+def test_shapes_are_checked_inside_another_jit_too(linear, key):
+    run = jm.over_batch(jm.linear_margin, lambda params, x: x[:1])
+    with pytest.raises(ValueError, match="c=1"):
+        jax.jit(run)(linear.params, key, XS, YS)
+
+
+def test_whole_logits_that_happen_to_sum_to_one_are_logits_all_the_same(key):
+    run = jm.over_batch(jm.linear_margin, lambda w, x: w @ x)
+    margins = run(jnp.eye(2), key, jnp.array([[1.0, 0.0]]), jnp.array([0]))
+    np.testing.assert_allclose(margins.margin, np.sqrt(0.5), rtol=1e-6)

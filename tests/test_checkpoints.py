@@ -1,0 +1,53 @@
+"""Checkpoints: what comes back is what was saved, bit for bit, key included; another shape is refused."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from jaxmargin import models
+from jaxmargin.lab.checkpoints import Checkpoints
+from jaxmargin.lab.training import init_state
+
+
+def state(hidden=8, seed=0):
+    model = models.mlp((4, 4, 1), hidden=hidden)
+    optimizer = optax.sgd(0.1, momentum=0.9, nesterov=True)
+    return init_state(model.init(jax.random.key(seed)), optimizer, jax.random.key(seed + 1))
+
+
+def test_the_state_comes_back_bit_for_bit_with_its_types(tmp_path):
+    saved = state(seed=5)._replace(step=jax.numpy.int32(7))
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        assert checkpoints.latest() is None
+        checkpoints.save(3, saved)
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        assert checkpoints.latest() == 3
+        back = checkpoints.restore(3, state())
+    assert jax.tree.structure(back) == jax.tree.structure(saved)
+    data = [s._replace(key=jax.random.key_data(s.key)) for s in (saved, back)]
+    jax.tree.map(np.testing.assert_array_equal, *data)
+    assert jax.tree.map(lambda leaf: leaf.dtype, data[0]) == jax.tree.map(lambda leaf: leaf.dtype, data[1])
+
+
+def test_only_the_last_states_are_kept(tmp_path):
+    with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
+        for epoch in (1, 2, 3):
+            checkpoints.save(epoch, state())
+        assert sorted(int(path.name) for path in checkpoints.folder.iterdir() if path.name.isdigit()) == [2, 3]
+
+
+def test_a_state_of_another_shape_is_refused(tmp_path):
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(1, state(hidden=8))
+        with pytest.raises(ValueError, match="another shape or dtype"):
+            checkpoints.restore(1, state(hidden=9))
+
+
+def test_an_interrupted_save_is_not_a_checkpoint(tmp_path):
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(1, state())
+        torn = checkpoints.folder / "2.orbax-checkpoint-tmp"
+        torn.mkdir()
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        assert checkpoints.latest() == 1

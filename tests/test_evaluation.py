@@ -1,0 +1,53 @@
+"""Measures over a split: cut and continued gives the same numbers; the sweep is pgd at each epsilon."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxmargin as jm
+from jaxmargin.lab.evaluation import measure, pgd_sweep, read_arrays
+from jaxmargin.lab.tracking import write_arrays
+
+
+@pytest.fixture
+def problem():
+    key_w, key_x = jax.random.split(jax.random.key(0))
+    w = jax.random.normal(key_w, (3, 5))
+    return w, np.asarray(jax.random.normal(key_x, (150, 5))), np.arange(150) % 3
+
+
+def linear(w, x):
+    return w @ x
+
+
+def test_a_cut_measurement_continues_and_ends_with_the_same_bits(problem, tmp_path):
+    w, xs, ys = problem
+    run = jm.over_batch(jm.lipschitz_margin, linear, num_samples=64, chunk_size=64, batch_size=16)
+    key = jax.random.key(2)
+    whole = measure(run, w, key, xs, ys, path=tmp_path / "whole.npz", label="whole")
+    write_arrays(tmp_path / "cut.part", {name: value[:48] for name, value in whole.items()})
+    cut = measure(run, w, key, xs, ys, path=tmp_path / "cut.npz", label="cut")
+    assert whole.keys() == cut.keys() == set(jm.Margins._fields)
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], cut[name])
+    assert not (tmp_path / "cut.part").exists()
+    np.testing.assert_array_equal(whole["margin"], run(w, key, jnp.asarray(xs), jnp.asarray(ys)).margin)
+
+
+def test_what_is_measured_already_is_only_read(problem, tmp_path):
+    w, xs, ys = problem
+    write_arrays(tmp_path / "done.npz", {"margin": np.array([7.0])})
+    run = jm.over_batch(jm.linear_margin, linear)
+    assert measure(run, w, jax.random.key(0), xs, ys, path=tmp_path / "done.npz", label="")["margin"] == [7.0]
+    assert list(read_arrays(tmp_path / "done.npz")) == ["margin"]
+
+
+def test_the_sweep_is_pgd_at_each_epsilon(problem):
+    w, xs, ys = problem
+    options = dict(norm=jm.l2, step_size=0.1, num_steps=15)
+    sweep = jm.over_batch(pgd_sweep, linear, epsilons=(0.1, 0.5, 2.0), **options)(w, jax.random.key(1), xs, ys)
+    for i, epsilon in enumerate((0.1, 0.5, 2.0)):
+        one = jm.over_batch(jm.pgd, linear, epsilon=epsilon, **options)(w, jax.random.key(1), xs, ys)
+        np.testing.assert_array_equal(sweep.found[:, i], one.found)
+    assert 0 < sweep.found[:, 0].mean() < sweep.found[:, 2].mean()

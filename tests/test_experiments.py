@@ -1,0 +1,168 @@
+"""A cell from start to card, cut at awkward moments: the same bytes come out, and a finished cell is not run twice."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jaxmargin.lab import experiments, publishing, tracking
+from jaxmargin.lab.data import Dataset, Split, load
+from jaxmargin.lab.experiments import Cell, run_cell, schedule
+from jaxmargin.lab.training import DivergedError
+
+CELL = Cell(
+    dataset="digits", model="mlp", method="amr", preset="text", seed=3, epochs=11, learning_rate=0.02, batch_size=32,
+    lam=0.1, beta=1e-3, tau=5.0, form="ramp", dropout=0.0, points=6, num_samples=64, radius=1.5, epsilons=(0.25, 1.0),
+    attack_steps=5, attack_step_size=0.2,
+)  # fmt: skip
+KEYS = {
+    "dataset", "model", "method", "preset", "seed", "epochs", "n_train", "n_test", "n_margin", "num_samples",
+    "clean_accuracy", "epsilons", "robust_accuracy", "worst_case_accuracy", "average_margin", "average_margin_signed",
+    "minimum_margin", "paper", "device", "versions", "seconds",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data():
+    whole = load("digits")
+    train, test = (Split(split.images[:n], split.labels[:n]) for split, n in ((whole.train, 200), (whole.test, 50)))
+    return Dataset("digits", train, test, 10, whole.scale)
+
+
+@pytest.fixture(scope="module")
+def straight(data, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("straight")
+    return run_cell(CELL, data, workdir), workdir
+
+
+def files(workdir):
+    """Everything that must not depend on where a run was cut; seconds are measured, not computed."""
+    folder = workdir / "cells" / CELL.name
+    card = tracking.read_json(workdir / "cards" / f"{CELL.name}.json")
+    seconds = card.pop("seconds")
+    assert set(seconds) == {"train", "evaluate", "margins", "attack"}
+    kept = [folder / "params.npz", folder / "metrics.jsonl", workdir / "cards" / f"{CELL.name}.npz"]
+    return [path.read_bytes() for path in kept] + [json.dumps(card)]
+
+
+def test_the_card_has_every_key_and_agrees_with_its_points(straight):
+    card, workdir = straight
+    assert set(card) >= KEYS and card["worst_case_accuracy"] is None
+    with np.load(workdir / "cards" / f"{CELL.name}.npz") as arrays:
+        margin = arrays["test_margin"][-1]
+        assert arrays["epochs"].tolist() == [1, 10, 11] == schedule(11)
+        assert arrays["train_margin"].shape == (3, 6)
+    np.testing.assert_allclose(card["average_margin"], np.abs(margin).mean(), rtol=1e-6)
+    np.testing.assert_allclose(card["average_margin_signed"], margin.mean(), rtol=1e-6)
+    np.testing.assert_allclose(card["minimum_margin"], margin.min(), rtol=1e-6)
+    assert 0 <= card["robust_accuracy"][1] <= card["robust_accuracy"][0] <= card["clean_accuracy"] <= 1
+
+
+def test_metrics_have_a_line_an_epoch_and_margins_when_due(straight):
+    lines = tracking.read_records(straight[1] / "cells" / CELL.name / "metrics.jsonl")
+    assert [line["epoch"] for line in lines] == list(range(1, 12))
+    assert [line["epoch"] for line in lines if "test_minimum_margin" in line] == [1, 10, 11]
+
+
+def test_linear_margins_are_exact_and_followed_every_epoch(data, tmp_path):
+    cell = dataclasses.replace(CELL, model="linear", epochs=3)
+    card = run_cell(cell, data, tmp_path)
+    lines = tracking.read_records(tmp_path / "cells" / cell.name / "metrics.jsonl")
+    assert all("train_minimum_margin" in line for line in lines) and card["num_samples"] == 0
+    params = np.load(tmp_path / "cells" / cell.name / "params.npz")
+    arrays = np.load(tmp_path / "cards" / f"{cell.name}.npz")
+    index = arrays["test_index"]
+    xs = data.test.images[index].reshape(len(index), -1).astype(np.float64) / data.scale
+    w, b = params["Dense_0/kernel"].astype(np.float64), params["Dense_0/bias"].astype(np.float64)
+    for x, y, margin in zip(xs, data.test.labels[index], arrays["test_margin"][-1], strict=True):
+        logits = x @ w + b
+        p = logits.argmax()
+        distance = min((logits[p] - logits[k]) / np.linalg.norm(w[:, p] - w[:, k]) for k in range(10) if k != p)
+        np.testing.assert_allclose(margin, distance if p == y else -distance, rtol=1e-4)
+
+
+@pytest.mark.parametrize("moment", ["train margins at epoch 10", "test margins at epoch 11", "attack"])
+def test_a_cut_run_ends_with_the_same_bytes(straight, data, tmp_path, monkeypatch, moment):
+    original = experiments.measure
+
+    def cut(*arguments, label, **options):
+        if label.endswith(moment):
+            raise KeyboardInterrupt
+        return original(*arguments, label=label, **options)
+
+    monkeypatch.setattr(experiments, "measure", cut)
+    with pytest.raises(KeyboardInterrupt):
+        run_cell(CELL, data, tmp_path)
+    monkeypatch.setattr(experiments, "measure", original)
+    run_cell(CELL, data, tmp_path)
+    assert files(tmp_path) == files(straight[1])
+
+
+def test_a_finished_cell_is_only_read(straight, data, monkeypatch):
+    monkeypatch.setattr(experiments, "_Run", None)
+    assert run_cell(CELL, data, straight[1]) == tracking.read_json(straight[1] / "cards" / f"{CELL.name}.json")
+
+
+def test_a_diverging_loss_names_the_step_and_the_last_good_checkpoint(data, tmp_path):
+    cell = dataclasses.replace(CELL, method="lcr", learning_rate=1e6, epochs=3)
+    with pytest.raises(DivergedError, match=r"not finite at step \d+ \(epoch \d\); .*checkpoint"):
+        run_cell(cell, data, tmp_path)
+    assert not list(tmp_path.glob("cards/*"))
+
+
+def test_more_points_than_images_is_refused_with_a_remedy(data, tmp_path):
+    with pytest.raises(ValueError, match="points=51 is more than the 50 test images"):
+        run_cell(dataclasses.replace(CELL, points=51), data, tmp_path)
+
+
+def test_unknown_names_are_refused():
+    for change, match in (({"model": "vit"}, "model='vit'"), ({"method": "mixup"}, "method='mixup'")):
+        cell = dataclasses.replace(CELL, **change)
+        with pytest.raises(ValueError, match=match):
+            cell.build_model((8, 8, 1), 10) if "model" in change else cell.build_objective()
+
+
+def test_dropout_reaches_the_cnn_alone():
+    for model, count in (("mlp", 0), ("cnn", 2)):
+        network = dataclasses.replace(CELL, model=model, dropout=0.5).build_model((8, 8, 1), 10)
+        kinds = [layer.kind for layer in network.layers(network.init(jax.random.key(0)))]
+        assert kinds.count("dropout") == count
+
+
+def test_publishing_writes_tables_figures_and_one_page(straight):
+    workdir = straight[1]
+    published = publishing.publish(workdir)
+    assert published.table.splitlines()[2].startswith("| mlp | amr |")
+    text = published.report.read_text()
+    assert text.count("<figure") == 6 and "http" not in text.replace("http-equiv", "")
+    assert (workdir / "table.csv").read_text().splitlines()[0].startswith("dataset,model,method")
+    assert len(tracking.read_records(workdir / "metrics.jsonl")) == 11
+    assert (workdir / "figures" / "histograms-mlp-test.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_published_numbers_stand_beside_ours_at_the_same_budgets_only(straight):
+    paper = {"clean_accuracy": 0.9824, "epsilons": [0.25, 1.0], "robust_accuracy": [0.5, 0.1], "average_margin": 0.8}
+    row = publishing.table([straight[0] | {"paper": paper}])[0]
+    assert row["clean %"].endswith("(98.24)") and row["PGD 1 %"].endswith("(10.00)")
+    row = publishing.table([straight[0] | {"paper": paper | {"epsilons": [0.5, 1.0]}}])[0]
+    assert "(" not in row["PGD 1 %"] and row["average margin"].endswith("(0.80)")
+
+
+def test_the_trade_off_needs_a_falling_average_and_a_rising_minimum():
+    card = {"model": "mlp", "method": "std"}
+
+    def lines(minimum, average):
+        return [
+            {"epoch": i + 1} | {f"{s}_minimum_margin": m, f"{s}_average_margin": a}
+            for i, (m, a) in enumerate(zip(minimum, average, strict=True)) for s in ("train",)
+        ]  # fmt: skip
+
+    def held(minimum, average):
+        records = [line | {"test_minimum_margin": 0.0, "test_average_margin": 0.0} for line in lines(minimum, average)]
+        return publishing.trade_off([card], [records])[0]["trade-off"]
+
+    assert held([-1, 0.1, 0.2], [0.1, 0.5, 0.4]) == "yes"
+    assert held([-1, 0.1, 0.0], [0.1, 0.5, 0.4]) == "no"
+    assert held([-1, 0.1, 0.2], [0.1, 0.4, 0.5]) == "no"

@@ -1,0 +1,138 @@
+"""The main job from the command line: bad input, interruption by kill -9, and the published settings."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jaxmargin.lab import tracking
+from runs import paper, presets
+
+ROOT = Path(__file__).parents[1]
+QUICK = ["--models", "mlp", "--methods", "std", "--epochs", "40", "--num-samples", "64", "--points", "4"]
+QUICK += ["--attack-steps", "3", "--epsilons", "0.5"]
+NAME = "digits-mlp-std-seed0"
+
+
+def start(workdir):
+    command = [sys.executable, "-m", "runs.paper", *QUICK, "--workdir", str(workdir)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def results(workdir):
+    card = tracking.read_json(workdir / "cards" / f"{NAME}.json")
+    card.pop("seconds")
+    kept = [f"cells/{NAME}/params.npz", f"cells/{NAME}/metrics.jsonl", f"cards/{NAME}.npz", "metrics.jsonl", "table.md"]
+    return [(workdir / path).read_bytes() for path in kept] + [json.dumps(card)]
+
+
+def test_killed_in_the_middle_of_training_it_continues_to_the_same_bytes(tmp_path):
+    straight = start(tmp_path / "straight")
+    output = straight.communicate(timeout=300)[0]
+    assert straight.returncode == 0 and "report: " in output and "| mlp | std |" in output
+    killed = start(tmp_path / "killed")
+    metrics = tmp_path / "killed" / "cells" / NAME / "metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while len(tracking.read_records(metrics)) < 12 and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert 12 <= len(tracking.read_records(metrics)) < 40  # it was in the middle
+    resumed = start(tmp_path / "killed")
+    resumed.communicate(timeout=300)
+    assert resumed.returncode == 0
+    assert results(tmp_path / "killed") == results(tmp_path / "straight")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--dataset", "imagenet"], ["dataset='imagenet'", "digits, mnist, cifar10"]),
+        (["--models", "mlp", "vit"], ["models='vit'", "linear, mlp, cnn"]),
+        (["--methods", "mixup"], ["methods='mixup'", "std, lcr, amr"]),
+        (["--preset", "original"], ["preset='original'", "text, released"]),
+        (["--epochs", "0"], ["epochs=0", "at least 1"]),
+        (["--num-samples", "-5"], ["num_samples=-5", "at least 1"]),
+        (["--points", "0"], ["points=0"]),
+        (["--seed", "-1"], ["seed=-1"]),
+        (["--epsilons", "0.5", "0"], ["epsilons=0.0", "greater than 0"]),
+        (["--epsilons", "nan"], ["epsilons=nan", "finite"]),
+        (["--workdir", "/proc/nowhere"], ["workdir='/proc/nowhere'", "--workdir"]),
+        (["--dataset", "mnist", "--data-dir", "/nowhere"], ["mnist", "data"]),
+        (["--points", "361"], ["points=361", "360 test images"]),
+        (["--num-samples", "1021"], ["num_samples=1021", "pass num_samples=1024"]),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, parts, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAXMARGIN_CACHE", str(tmp_path / "cache"))
+    assert paper.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    for part in parts:
+        assert part in error
+    assert not list(tmp_path.glob(f"out/*/{paper.SETTINGS}"))  # nothing is claimed by a command that failed
+
+
+@pytest.mark.parametrize("arguments", [["--epochs", "many"], ["--epoch", "3"]])
+def test_words_that_cannot_be_read_are_one_line_and_exit_code_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        paper.main(arguments)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1 and "--epochs" in error
+
+
+def test_help_names_every_option(capsys):
+    with pytest.raises(SystemExit) as stop:
+        paper.main(["--help"])
+    said = capsys.readouterr().out
+    assert not stop.value.code
+    for option in ("dataset", "models", "methods", "epochs", "num-samples", "points", "epsilons", "seed", "preset"):
+        assert f"--{option}" in said
+
+
+def test_a_changed_configuration_in_the_same_workdir_is_refused_with_the_difference(tmp_path, capsys):
+    options = paper.Options(workdir=str(tmp_path), epochs=5)
+    tracking.write_json(tmp_path / paper.SETTINGS, paper.settings(options))
+    for same in (options, paper.Options(workdir=str(tmp_path), epochs=5, models=("cnn",))):  # more cells may come
+        assert paper.open_workdir(same) == tmp_path
+    assert paper.main(["--workdir", str(tmp_path), "--epochs", "7", "--seed", "2"]) == 2
+    error = capsys.readouterr().err
+    assert "epochs=7 (there: 5)" in error and "seed=2 (there: 0)" in error and "another --workdir" in error
+
+
+def test_the_released_preset_is_the_configuration_behind_the_published_numbers():
+    def cell(dataset, model, method, preset="released"):
+        return presets.cell(dataset, model, method, preset=preset)
+
+    assert cell("mnist", "mlp", "std").learning_rate == 0.01 and cell("mnist", "linear", "std").epochs == 1000
+    assert cell("cifar10", "cnn", "std").learning_rate == 0.005 and cell("cifar10", "cnn", "amr").dropout == 0.5
+    assert cell("mnist", "cnn", "amr").learning_rate == 0.002 and cell("mnist", "cnn", "amr").tau == 40
+    assert cell("mnist", "cnn", "amr", "text").tau == 10 and cell("mnist", "mlp", "lcr", "text").beta == 1e-3
+    assert cell("mnist", "mlp", "lcr").beta == 2e-3 and cell("cifar10", "mlp", "amr").tau == 10
+    for dataset in ("mnist", "cifar10"):
+        assert cell(dataset, "mlp", "std").num_samples == 51_200 and cell(dataset, "mlp", "std").points == 500
+        assert cell(dataset, "cnn", "std").epochs == 200 and cell(dataset, "cnn", "std").batch_size == 128
+
+
+def test_published_numbers_are_the_papers_and_only_where_it_has_them():
+    row = presets.published("mnist", "cnn", "amr")
+    assert row["clean_accuracy"] == 0.9925 and row["robust_accuracy"][3] == 0.9733 and row["average_margin"] == 1.40
+    assert presets.published("digits", "mlp", "std") is None and presets.published("mnist", "linear", "std") is None
+
+
+def test_mnist_runs_from_a_prepared_folder(tmp_path, capsys):
+    prepared = ROOT.parent / "shared" / "data" / "tfds"
+    if not (prepared / "mnist").exists():
+        pytest.skip("no prepared MNIST beside the repository")
+    arguments = ["--dataset", "mnist", "--data-dir", str(prepared), "--workdir", str(tmp_path), "--models", "linear"]
+    arguments += ["--methods", "std", "--epochs", "1", "--points", "10", "--attack-steps", "2"]
+    assert paper.main(arguments) == 0
+    card = tracking.read_json(tmp_path / "cards" / "mnist-linear-std-seed0.json")
+    assert (card["n_train"], card["n_test"]) == (60_000, 10_000) and card["clean_accuracy"] > 0.85
+    assert "| linear | std |" in capsys.readouterr().out

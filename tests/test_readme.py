@@ -1,0 +1,42 @@
+"""The README: its commands stand there word for word, its code runs, its pictures exist."""
+
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ['pip install -e ".[lab]" && python -m runs.paper', 'pip install -e ".[lab,test]" && python -m pytest'],
+)
+def test_the_two_commands_stand_alone_on_a_line(command):
+    assert TEXT.splitlines().count(command) == 1
+
+
+def test_there_are_two_blocks_of_code():
+    assert len(BLOCKS) == 2
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_the_code_runs(block):
+    names = {}
+    with jax.numpy_rank_promotion("allow"):  # a user's own arithmetic may broadcast
+        exec("\n".join(line for line in block.splitlines() if not line.startswith("%")), names)
+    assert "estimate" in names
+
+
+def test_the_pictures_exist():
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", TEXT)
+    assert pictures and all((ROOT / picture).is_file() for picture in pictures)
+
+
+def test_no_placeholder_is_left():
+    assert not re.search(r"TODO|FIXME|XXX", TEXT)
+    for name in ("digits", "convolutions"):
+        assert len(re.search(f"<!-- {name} -->(.*?)<!-- /{name} -->", TEXT, re.DOTALL).group(1).strip()) > 100
