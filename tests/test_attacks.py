@@ -85,9 +85,8 @@ def test_only_the_last_iterate_counts_even_for_a_point_that_was_wrong(key):
     assert 0 < attack.found.sum() < 50
 
 
-@pytest.mark.parametrize("loss", ["dlr", lambda logits, y: -logits[y]], ids=["dlr", "own"])
-def test_other_losses_raise_the_error_of_a_fresh_network(loss, tiny, key):
-    run = jm.over_batch(jm.pgd, tiny.model.apply, epsilon=3.0, step_size=0.2, num_steps=40, loss=loss)
+def test_dlr_raises_the_error_of_a_fresh_network(tiny, key):
+    run = jm.over_batch(jm.pgd, tiny.model.apply, epsilon=3.0, step_size=0.2, num_steps=40, loss="dlr")
     ys = np.argmax(jax.vmap(tiny.model.apply, (None, 0))(tiny.params, tiny.xs), 1)
     assert run(tiny.params, key, tiny.xs, ys).found.mean() > 0.7
 

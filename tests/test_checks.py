@@ -45,6 +45,8 @@ def test_good_values_pass():
     checks.example(np.zeros(3, np.float32))
     checks.example(jnp.zeros(3, jnp.bfloat16))
     checks.label(np.uint8(3))
+    checks.box(None)
+    checks.box((0, 1))
 
 
 def test_traced_values_are_not_concrete_and_pass_the_checks_of_values():
@@ -77,3 +79,18 @@ def test_the_number_of_classes_is_read_without_running_the_classifier():
 
 def test_a_whole_number_of_numpy_is_a_whole_number():
     checks.whole("num_samples", np.int64(64))
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ((1.0, 0.0), r"box=\(1.0, 0.0\) is empty"),
+        ((1, 1), r"box=\(1, 1\) is empty"),
+        ((0.0, float("nan")), "box=.*is empty"),
+        ((0, 1, 2), r"box=\(0, 1, 2\) is not a pair of numbers"),
+        (3.0, "box=3.0 is not a pair"),
+    ],
+)
+def test_a_box_without_room_is_refused(box, message):
+    with pytest.raises(ValueError, match=message):
+        checks.box(box)

@@ -164,3 +164,9 @@ def test_gradients_of_sizes_are_finite_at_zero(name, function):
 def test_gradients_of_sizes_are_the_dual_steepest_direction(name):
     x, dual = jnp.array([3.0, -4.0, 1.0]), {"l2": "l2", "linf": "l1", "l1": "linf"}[name]
     np.testing.assert_allclose(jax.grad(norm_of(name).size)(x), norm_of(dual).steepest(x), rtol=1e-6)
+
+
+@names
+@pytest.mark.parametrize("function", ["size", "dual_size"])
+def test_the_size_of_nan_is_nan(name, function):
+    assert np.isnan(getattr(norm_of(name), function)(jnp.array([1.0, jnp.nan])))

@@ -181,21 +181,21 @@ def _figures(cells: list[_Cell], folder: Path) -> dict[str, list[tuple[Path, str
         shown = "std" if "std" in chosen else next(iter(chosen))
         curves = {split: _curve(chosen[shown], split) for split in SPLITS}
         add("margins", f"margins-{model}", plots.margin_curves(curves, title=f"{name}, {shown}"),
-            f"Minimum and average margin of the {model} under {shown}.")  # fmt: skip
+            f"Minimum and average margin of the {model} model under {shown}.")  # fmt: skip
         averages = {method: _averages(cell) for method, cell in chosen.items()}
         add("average", f"average-margin-{model}", plots.average_margin_by_method(averages, title=name),
-            f"Average margin of the {model} by training method.")  # fmt: skip
+            f"Average margin of the {model} model by training method.")  # fmt: skip
         robust = {method: _robust(cell.card) for method, cell in chosen.items()}
         add("robust", f"robust-accuracy-{model}", plots.robust_accuracy_curves(robust, title=name),
-            f"Accuracy of the {model} under the published attack; epsilon 0 is clean.")  # fmt: skip
+            f"Accuracy of the {model} model under the published attack; epsilon 0 is clean.")  # fmt: skip
         losses = {method: _losses(cell) for method, cell in chosen.items()}
         add("training", f"training-{model}", plots.training_curves(losses, title=name),
-            f"Cross-entropy and errors of the {model}.")  # fmt: skip
+            f"Cross-entropy and errors of the {model} model.")  # fmt: skip
         for split in SPLITS:
             margins = dict(zip(_epochs(chosen[shown]), chosen[shown].arrays[f"{split}_margin"], strict=True))
             bins = int(np.clip(chosen[shown].card["n_margin"] / 3, 10, 50))
             figure = plots.margin_histograms(margins, title=f"{name}, {shown}, {split} points", bins=bins)
-            add("points", f"histograms-{model}-{split}", figure, f"Margins of the {split} points of the {model}.")
+            add("points", f"histograms-{model}-{split}", figure, f"Margins of the {split} points of the {model} model.")
     return found
 
 
