@@ -154,9 +154,9 @@ def summarize(margins: Margins) -> Summary:
       ValueError: no margins.
 
     >>> import jax.numpy as jnp
-    >>> m = jnp.array([1.0, -0.5, 2.0])
-    >>> summarize(Margins(m, jnp.zeros(3, int), m > 1.5, jnp.ones((3, 2)))).average_unsigned
-    Array(1.1666666, dtype=float32)
+    >>> m = jnp.array([1.0, -0.5, 1.5])
+    >>> summarize(Margins(m, jnp.zeros(3, int), m > 1.25, jnp.ones((3, 2)))).average_unsigned
+    Array(1., dtype=float32)
     """
     margin = margins.margin
     if jnp.ndim(margin) != 1 or margin.shape[0] == 0:

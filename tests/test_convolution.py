@@ -59,7 +59,7 @@ def pull(convolution, x, kernel, padding, **options):
     ("shape", "padding"),
     [
         *itertools.product(["3 x 3"], PADDINGS),
-        *itertools.product(["even kernel"], ["VALID", "SAME", "SAME_LOWER"]),
+        *itertools.product(["even kernel"], ["SAME", "SAME_LOWER"]),
         *itertools.product(["one channel", "1 x 1"], ["SAME"]),
     ],
 )
@@ -68,8 +68,8 @@ def test_value_and_both_gradients_equal_those_of_jax(shape, padding):
     close(pull(ours, x, kernel, padding), pull(theirs, x, kernel, padding))
 
 
-@pytest.mark.parametrize("padding", ["SAME", ((2, 0), (1, 3))], ids=["SAME", "uneven"])
-def test_float64_gradients_equal_those_of_jax_to_float64(padding):
+def test_float64_gradients_equal_those_of_jax_to_float64():
+    padding = PADDINGS["uneven"]
     with jax.enable_x64(True):
         x, kernel = (jnp.asarray(array, jnp.float64) for array in arrays(*SHAPES["3 x 3"]))
         actual, expected = (pull(convolution, x, kernel, padding) for convolution in (ours, theirs))

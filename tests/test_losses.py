@@ -8,7 +8,7 @@ import pytest
 from jaxmargin import losses
 
 ALL = [losses.logit_margin, losses.soft_logit_margin, losses.cross_entropy, losses.dlr]
-classes = pytest.mark.parametrize("num_classes", [2, 3, 10, 1000])
+classes = pytest.mark.parametrize("num_classes", [2, 10, 1000])
 
 
 def cases(num_classes, n=50):
