@@ -32,7 +32,7 @@ class Attack(NamedTuple):
     """What an attack found for one example, or for n stacked along the first axis.
 
     Attributes:
-      x_adv: the perturbed input, [*d], inside the ball and the box.
+      x_adv: the perturbed input, [*d], inside the ball and, where x is, the box.
       found: True where x_adv is classified as something other than y.
       distance: ||x_adv - x|| where found, infinity elsewhere.
     """

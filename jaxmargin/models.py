@@ -113,7 +113,7 @@ def _model(input_shape: Shape, num_classes: int, plan: list[_Step], padding: str
     network = _Network((*plan, _Step("dense", num_classes)), padding)
 
     def init(key: jax.Array) -> Any:
-        return network.init(key, jnp.zeros(input_shape))["params"]
+        return network.lazy_init(key, jax.ShapeDtypeStruct(tuple(input_shape), jnp.float32))["params"]
 
     def run(params: Any, x: jax.Array, **options: Any) -> jax.Array:
         if jnp.shape(x) != tuple(input_shape):
@@ -198,7 +198,7 @@ def cnn(
       A Model.
 
     Raises:
-      ValueError: an input that is not an image or too small for its padding.
+      ValueError: an input that is not an image or too small for its padding, widths or hidden that are no sizes.
 
     Reference:
       Carlini and Wagner 2017, table 1; Weng et al. 2018 (CLEVER).
@@ -208,8 +208,13 @@ def cnn(
     small = min(input_shape[:2]) < 16
     large = ((64, 128), 256) if input_shape[2] == 3 else ((32, 64), 200)
     default_widths, default_hidden = ((16, 32), 64) if small else large
-    first, second = widths or default_widths
-    hidden, padding = hidden or default_hidden, padding or ("SAME" if small else "VALID")
+    if widths is not None and len(widths) != 2:
+        raise ValueError(f"widths={widths} is not a pair: pass the channels of both pairs of convolutions, e.g. (32, 64)")
+    first, second = default_widths if widths is None else widths
+    hidden = default_hidden if hidden is None else hidden
+    padding = ("SAME" if small else "VALID") if padding is None else padding
+    for name, width in (("widths", first), ("widths", second), ("hidden", hidden)):
+        checks.whole(name, width)
     checks.one_of("padding", padding, ["SAME", "VALID"])
     if min(input_shape[:2]) < (4 if padding == "SAME" else 16):
         raise ValueError(f"input_shape={input_shape} is too small for padding={padding!r}: two poolings leave nothing")

@@ -102,7 +102,7 @@ def amr(lam: float = 0.1, beta: float = 1e-3, tau: float = 5.0, *, form: str = "
     """
     checks.positive("lam", lam)
     checks.positive("beta", beta)
-    if isinstance(tau, float) and math.isinf(tau):
+    if math.isinf(tau):
         raise ValueError(
             f"tau={tau} leaves the objective without a lower bound: once a class has probability above 1 / (1 + lam) ="
             f" {1 / (1 + lam):.3f}, larger logits always pay; pass a finite tau"

@@ -208,3 +208,12 @@ def test_an_mlp_needs_a_whole_width(hidden):
 def test_the_smallest_images_still_work(size):
     model = models.cnn(size, 2, widths=(2, 2), hidden=3)
     assert np.isfinite(model.apply(random_params(model), point(model))).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(dict(hidden=0), "hidden=0"), (dict(widths=(0, 4)), "widths=0"), (dict(widths=()), "is not a pair")],
+)
+def test_sizes_of_nothing_are_refused_and_do_not_mean_the_default(options, message):
+    with pytest.raises(ValueError, match=message):
+        models.cnn((8, 8, 1), **options)

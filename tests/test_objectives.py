@@ -146,3 +146,8 @@ def test_bad_options_are_refused(build, options, message):
 
 def test_half_is_the_largest_retraction_step():
     assert objectives.lcr(0.5, retraction=True).retract(jnp.eye(2)).shape == (2, 2)
+
+
+def test_an_infinite_tau_of_numpy_is_refused_for_the_same_reason():
+    with pytest.raises(ValueError, match="without a lower bound"):
+        objectives.amr(tau=np.float32("inf"))
