@@ -209,7 +209,7 @@ def cnn(
     large = ((64, 128), 256) if input_shape[2] == 3 else ((32, 64), 200)
     default_widths, default_hidden = ((16, 32), 64) if small else large
     if widths is not None and len(widths) != 2:
-        raise ValueError(f"widths={widths} is not a pair: pass the channels of both pairs of convolutions, e.g. (32, 64)")
+        raise ValueError(f"widths={widths} is not a pair: pass the channels of both pairs of convolutions")
     first, second = default_widths if widths is None else widths
     hidden = default_hidden if hidden is None else hidden
     padding = ("SAME" if small else "VALID") if padding is None else padding
