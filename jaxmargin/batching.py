@@ -16,6 +16,7 @@ __all__ = ["Measurement", "over_batch"]
 
 Array = jax.Array | np.ndarray
 
+
 def over_batch(
     measure: Callable, apply_fn: Callable, *, batch_size: int | None = None, **options: Any
 ) -> "Measurement":

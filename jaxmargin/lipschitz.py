@@ -43,8 +43,8 @@ def local_lipschitz(
       norm: the norm that measures the ball; gradients are measured by its dual.
       radius: of the ball, in units of the input.
       num_samples: number of points.
-      chunk_size: points held in memory at once, a divisor of num_samples; None chooses one. Chunks of fewer rows than
-        ``stable_rows`` are filled up with repeated points.
+      chunk_size: points held in memory at once, a divisor of num_samples; None chooses one. Where 64 MiB hold them,
+        chunks of fewer points than ``stable_rows`` are filled up with repeated ones.
       box: (low, high) clips the points to valid inputs, as CLEVER does; None samples the whole ball.
 
     Returns:
@@ -66,8 +66,9 @@ def local_lipschitz(
     checks.whole("num_samples", num_samples)
     num_classes = checks.logits(logits_fn, x)
     checks.box(box)
+    entries = (num_classes - 1) * x.size  # of one sample's gradients
     if chunk_size is None:
-        chunk_size = default_chunk_size(num_samples, (num_classes - 1) * x.size)
+        chunk_size = default_chunk_size(num_samples, entries)
     checks.whole("chunk_size", chunk_size)
     checks.divisible("num_samples", num_samples, "chunk_size", chunk_size)
 
@@ -83,7 +84,8 @@ def local_lipschitz(
         (gradients,) = jax.vmap(pullback)(differences.astype(logits.dtype))  # [c - 1, *d]
         return jax.vmap(norm.dual_size)(gradients)  # [c - 1]
 
-    rows = max(chunk_size, stable_rows(x.size))
+    fill = stable_rows(x.size)
+    rows = max(chunk_size, fill) if fill * entries <= _CHUNK_ENTRIES else chunk_size
 
     def chunk(i: jax.Array, largest: jax.Array) -> jax.Array:
         indices = jnp.minimum(i * rows + jnp.arange(rows), num_samples - 1)  # [s]

@@ -290,3 +290,12 @@ def test_float32_inputs_are_measured_where_float64_is_on(key):
         weights = jnp.array([[1.0, 2.0], [0.0, -1.0]], jnp.float32)
         found = jm.local_lipschitz(lambda x: weights @ x, key, jnp.zeros(2, jnp.float32), 0, num_samples=64)
         np.testing.assert_allclose(found[1], np.sqrt(10), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("num_classes", "rows"), [(3, 64), (1000, 2)])
+def test_a_small_chunk_is_filled_up_where_its_gradients_are_small_only(num_classes, rows):
+    weights = jnp.ones((num_classes, 3072))
+    estimate = functools.partial(jm.local_lipschitz, lambda x: weights @ jnp.tanh(x), num_samples=64, chunk_size=2)
+    program = str(jax.make_jaxpr(estimate)(jax.random.key(0), jnp.zeros(3072), 0))
+    held = {rows for rows in (2, 64) if f"f32[{rows},3072]" in program}
+    assert held == {rows}
