@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         images = data.load(options.dataset, data_dir=options.data_dir, cache_dir=options.cache_dir)
         task = hyperplanes.two_classes(images, options.classes)
     except (ValueError, OSError) as error:
-        return refused(error)
+        return command_line.stopped(str(error), 2)
     try:
         result = study.run(
             task,
@@ -91,16 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             front_points=options.front_points,
         )
     except NotSeparableError as error:
-        return refused(f"classes={options.classes[0]} {options.classes[1]}: {error}")
+        return command_line.stopped(f"classes={options.classes[0]} {options.classes[1]}: {error}", 2)
     place = write_all(options, result, workdir, start)
     print(f"{reports.markdown_table(findings.table(result))}\nreport: {place}")
     return 0
-
-
-def refused(error: object) -> int:
-    """Says in one line what is wrong with the input, and gives the exit code."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return 2
 
 
 def check(options: Options) -> Path:

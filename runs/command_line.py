@@ -11,7 +11,7 @@ import tyro
 
 from jaxmargin.lab.training import DivergedError
 
-__all__ = ["exit_code", "parse"]
+__all__ = ["exit_code", "parse", "stopped"]
 
 Options = TypeVar("Options")
 
@@ -53,15 +53,16 @@ def exit_code(job: Callable[[], None]) -> int:
     try:
         job()
     except DivergedError as error:
-        return _stopped(str(error), 1)
+        return stopped(str(error), 1)
     except (ValueError, OSError) as error:
-        return _stopped(str(error), 2)
+        return stopped(str(error), 2)
     except KeyboardInterrupt:
         print("interrupted: the same command continues from here", file=sys.stderr)
         return 130
     return 0
 
 
-def _stopped(message: str, code: int) -> int:
+def stopped(message: str, code: int) -> int:
+    """Says in one line on stderr why a job stopped, and gives its exit code back."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return code

@@ -66,16 +66,16 @@ def publish(workdir: Path) -> Published:
     """
     cells = _read(workdir)
     cards = [cell.card for cell in cells]
-    tracking.write_bytes(workdir / "table.md", (markdown_table(table(cards)) + "\n").encode())
+    shown = markdown_table(table(cards))
+    tracking.write_bytes(workdir / "table.md", (shown + "\n").encode())
     tracking.write_bytes(workdir / "table.csv", csv_table(_numbers(cards)).encode())
     tracking.write_records(workdir / "metrics.jsonl", [record for cell in cells for record in cell.records])
     figures = _figures(cells, workdir / "figures")
-    first = cards[0]
-    title = f"Minimum and average margin on {first['dataset']}"
+    title = f"Minimum and average margin on {cards[0]['dataset']}"
     report = write_report(
         workdir / "report.html", title=title, introduction=_INTRODUCTION, sections=_sections(cells, figures)
     )
-    return Published(markdown_table(table(cards)), report)
+    return Published(shown, report)
 
 
 def table(cards: list[Card]) -> list[dict[str, str]]:
@@ -102,33 +102,28 @@ def trade_off(cards: list[Card], records: list[list[dict[str, Any]]]) -> list[di
     """
     rows = []
     for card, lines in zip(cards, records, strict=True):
-        measured = [line for line in lines if "train_average_margin" in line]
         for split in SPLITS:
-            minimum, average = (
-                [line[f"{split}_{name}_margin"] for line in measured] for name in ("minimum", "average")
-            )
+            epochs, minimum, average = _curve(lines, split)
             peak = int(np.argmax(average))
             held = average[-1] < average[peak] and minimum[-1] > minimum[peak]
             rows.append({
                 "model": card["model"], "method": card["method"], "points": split,
                 "minimum first": f"{minimum[0]:.3f}", "at peak": f"{minimum[peak]:.3f}", "last": f"{minimum[-1]:.3f}",
                 "average first": f"{average[0]:.3f}", "peak": f"{average[peak]:.3f}",
-                "peak epoch": str(measured[peak]["epoch"]), "average last": f"{average[-1]:.3f}",
+                "peak epoch": str(epochs[peak]), "average last": f"{average[-1]:.3f}",
                 "trade-off": "yes" if held else "no",
             })  # fmt: skip
     return rows
 
 
 def _read(workdir: Path) -> list[_Cell]:
-    cards = [tracking.read_json(path) for path in sorted((workdir / "cards").glob("*.json"))]
-    if not cards:
-        raise FileNotFoundError(f"{workdir}/cards holds no finished cell: run one first")
-    cards.sort(key=lambda card: (MODELS.index(card["model"]), METHODS.index(card["method"]), card["seed"]))
     cells = []
-    for card in cards:
-        name = f"{card['dataset']}-{card['model']}-{card['method']}-seed{card['seed']}"
-        records = tracking.read_records(workdir / "cells" / name / "metrics.jsonl")
-        cells.append(_Cell(card, records, read_arrays(workdir / "cards" / f"{name}.npz")))
+    for path in (workdir / "cards").glob("*.json"):
+        records = tracking.read_records(workdir / "cells" / path.stem / "metrics.jsonl")
+        cells.append(_Cell(tracking.read_json(path), records, read_arrays(path.with_suffix(".npz"))))
+    if not cells:
+        raise FileNotFoundError(f"{workdir}/cards holds no finished cell: run one first")
+    cells.sort(key=lambda cell: (MODELS.index(cell.card["model"]), METHODS.index(cell.card["method"])))
     return cells
 
 
@@ -179,7 +174,7 @@ def _figures(cells: list[_Cell], folder: Path) -> dict[str, list[tuple[Path, str
             continue
         name = f"{next(iter(chosen.values())).card['dataset']} {model}"
         shown = "std" if "std" in chosen else next(iter(chosen))
-        curves = {split: _curve(chosen[shown], split) for split in SPLITS}
+        curves = {split: _curve(chosen[shown].records, split) for split in SPLITS}
         add("margins", f"margins-{model}", plots.margin_curves(curves, title=f"{name}, {shown}"),
             f"Minimum and average margin of the {model} model under {shown}.")  # fmt: skip
         averages = {method: _averages(cell) for method, cell in chosen.items()}
@@ -203,15 +198,16 @@ def _epochs(cell: _Cell) -> list[str]:
     return [f"epoch {epoch}" for epoch in cell.arrays["epochs"]]
 
 
-def _curve(cell: _Cell, split: str) -> tuple[list[int], list[float], list[float]]:
-    lines = [line for line in cell.records if f"{split}_average_margin" in line]
+def _curve(records: list[dict[str, Any]], split: str) -> tuple[list[int], list[float], list[float]]:
+    """Epochs, minimum and average margins of the epochs that were measured."""
+    lines = [line for line in records if f"{split}_average_margin" in line]
     epochs = [line["epoch"] for line in lines]
     minimum, average = ([line[f"{split}_{name}_margin"] for line in lines] for name in ("minimum", "average"))
     return epochs, minimum, average
 
 
 def _averages(cell: _Cell) -> dict[str, tuple[list[int], list[float]]]:
-    return {split: (curve[0], curve[2]) for split in SPLITS for curve in [_curve(cell, split)]}
+    return {split: (curve[0], curve[2]) for split in SPLITS for curve in [_curve(cell.records, split)]}
 
 
 def _robust(card: Card) -> tuple[list[float], list[float]]:
