@@ -8,30 +8,44 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmargin import checks
-from jaxmargin.lipschitz import default_rows, stable_rows
+from jaxmargin.lipschitz import stable_rows
+from jaxmargin.rewriting import loopable
 
 __all__ = ["Measurement", "over_batch"]
 
 Array = jax.Array | np.ndarray
 
+# Examples that share their samples in one call: what they share then costs little, and a call is not too long.
+_TOGETHER = 16
+
 
 def over_batch(
-    measure: Callable, apply_fn: Callable, *, batch_size: int | None = None, **options: Any
+    measure: Callable,
+    apply_fn: Callable,
+    *,
+    batch_size: int | None = None,
+    mesh: Mesh | None = None,
+    **options: Any,
 ) -> "Measurement":
     """Lifts a measure of one example to n examples: ``run(params, key, xs, ys)``, jitted, in batches of fixed shape.
 
-    Example i is measured with ``fold_in(key, i)``, and nothing is traced again for other parameters or another n.
-    Measures that fill the device by themselves (those with a chunk_size) go through a batch one example after the
-    other, the others take it side by side. On a CPU neither batch_size nor chunk_size changes a bit of the result, with
-    one exception: an attack on hidden layers written as W @ x, not x @ W, rounds differently in batches of hundreds.
+    Nothing is traced again for other parameters or another n. Measures that share their samples between examples
+    (``lipschitz_margin``) take a batch together, with the key itself; the others take it side by side, example i with
+    ``fold_in(key, i)``. On a CPU neither batch_size nor chunk_size nor mesh changes a bit of the result, with one
+    exception: an attack on hidden layers written as W @ x, not x @ W, rounds differently in batches of hundreds.
 
     Args:
       measure: a function (logits_fn, key, x, y, *, options) -> NamedTuple, such as ``lipschitz_margin`` or ``pgd``.
       apply_fn: (params, x [*d]) -> logits [c], the classifier of one example, deterministic.
-      batch_size: examples of one call to the device; None takes 1 of a measure with chunks, else as many as keep the
-        device busy.
+      batch_size: examples that one device takes in one call; None takes 16 of a measure that shares samples, else as
+        many as keep the device busy.
+      mesh: devices that share the work: examples are divided among its axis "points", and the samples of each example
+        among its axis "samples"; either may be missing. None uses one device. On several hosts
+        (``jax.distributed.initialize``) every host makes the same call with the same arguments and gets the whole
+        result.
       **options: keyword options of the measure, fixed for all examples.
 
     Returns:
@@ -39,8 +53,8 @@ def over_batch(
       fields of length n.
 
     Raises:
-      ValueError: an option the measure does not have, batch_size < 1; when called, whatever is wrong with the examples,
-        and a result that is NaN.
+      ValueError: an option the measure does not have, batch_size < 1, a mesh with other axes; when called, whatever
+        is wrong with the examples, and a result that is NaN.
 
     >>> import jax, jax.numpy as jnp, jaxmargin as jm
     >>> run = jm.over_batch(jm.linear_margin, lambda w, x: w @ x, norm=jm.l2)
@@ -48,46 +62,76 @@ def over_batch(
     >>> run(w, jax.random.key(0), xs, jnp.array([0, 1])).margin
     Array([1. , 1.2], dtype=float32)
     """
+    apply_fn = loopable(apply_fn) if jax.default_backend() == "cpu" else apply_fn
     known = inspect.signature(measure).parameters
     checks.options(measure, options, [name for name, p in known.items() if p.kind is p.KEYWORD_ONLY])
-    chunked = "chunk_size" in known
     if batch_size is not None:
         checks.whole("batch_size", batch_size)
+    together = getattr(measure, "together", None)
+    devices = _axes(mesh, together is not None)
+    if devices.get("samples", 1) > 1:
+        options = options | {"axis_name": "samples"}
 
     def one(params: Any, key: jax.Array, index: jax.Array, x: jax.Array, y: jax.Array) -> tuple[Any, jax.Array]:
         logits_fn = functools.partial(apply_fn, params)
-        finite = jnp.isfinite(logits_fn(x)).all()
-        return measure(logits_fn, jax.random.fold_in(key, index), x, y, **options), finite
+        return measure(logits_fn, jax.random.fold_in(key, index), x, y, **options), jnp.isfinite(logits_fn(x)).all()
 
-    @jax.jit
     def step(params: Any, key: jax.Array, n: jax.Array, indices: jax.Array, xs: jax.Array, ys: jax.Array) -> Any:
         with jax.default_matmul_precision("float32"):
-            if not chunked:
+            if together is None:
                 return jax.vmap(functools.partial(one, params, key))(indices, xs, ys)
-            shapes = jax.eval_shape(one, params, key, indices[0], xs[0], ys[0])
-            blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-
-            def unless_filling(row: tuple[jax.Array, jax.Array, jax.Array]) -> Any:
-                return jax.lax.cond(row[0] < n, lambda: one(params, key, *row), lambda: blank)
-
-            return jax.lax.map(unless_filling, (indices, xs, ys))
+            logits_fn = functools.partial(apply_fn, params)
+            finite = jax.lax.map(lambda x: jnp.isfinite(logits_fn(x)).all(), xs)
+            return together(logits_fn, key, xs, ys, indices < n, **options), finite
 
     @jax.jit
     def probe(params: Any, xs: jax.Array) -> jax.Array:
         return jax.lax.map(functools.partial(apply_fn, params), xs)
 
-    return Measurement(probe, step, batch_size or (1 if chunked else default_rows()), alone=chunked)
+    if batch_size is None:
+        batch_size = _TOGETHER if together else _side_by_side()
+    return Measurement(probe, _divided(step, mesh), batch_size, alone=together is not None, mesh=mesh)
+
+
+def _side_by_side() -> int:
+    """Examples that keep the default device busy: few on a CPU, whose caches are small."""
+    return 256 if jax.default_backend() == "cpu" else 8192
+
+
+def _divided(step: Callable, mesh: Mesh | None) -> Callable:
+    """``step`` compiled, its examples divided among the devices of a mesh and its result whole on each of them."""
+    if mesh is None:
+        return jax.jit(step)
+    mesh = Mesh(mesh.devices, mesh.axis_names)  # its axes as JAX divides them, whatever types the caller's have
+    mine = PartitionSpec("points") if "points" in mesh.axis_names else PartitionSpec()
+    whole = PartitionSpec()
+    given = whole, whole, whole, mine, mine, mine
+    shared = jax.shard_map(step, mesh=mesh, in_specs=given, out_specs=mine, check_vma=False)
+    return jax.jit(shared, out_shardings=NamedSharding(mesh, whole))
+
+
+def _axes(mesh: Mesh | None, shares_samples: bool) -> dict[str, int]:
+    """Devices along each axis of a mesh."""
+    if mesh is None:
+        return {}
+    known = ["points", "samples"] if shares_samples else ["points"]
+    if unknown := [name for name in mesh.axis_names if name not in known]:
+        raise ValueError(
+            f"mesh has the axis {unknown[0]!r}, which this measure cannot be divided along: name its axes"
+            f" {' and '.join(known)}, as in jax.make_mesh((jax.device_count(),), ('points',))"
+        )
+    return dict(mesh.shape)
 
 
 class Measurement:
     """A measure lifted to many examples by ``over_batch``; calling it measures them all.
 
     Attributes:
-      batch_size: examples of one call to the device.
+      batch_size: examples that one device takes in one call.
     """
 
-    def __init__(self, probe: Callable, step: Callable, batch_size: int, *, alone: bool) -> None:
-        self._probe, self._step, self.batch_size, self._alone = probe, step, batch_size, alone
+    def __init__(self, probe: Callable, step: Callable, batch_size: int, *, alone: bool, mesh: Mesh | None) -> None:
+        self._probe, self._step, self.batch_size, self._alone, self._mesh = probe, step, batch_size, alone, mesh
 
     def __call__(self, params: Any, key: jax.Array, xs: Array, ys: Array) -> Any:
         """Measures n examples.
@@ -128,6 +172,7 @@ class Measurement:
           The measure's NamedTuple for the examples of one batch, in order.
         """
         size, n = self._check(params, xs, ys), len(xs)
+        params, key, xs, ys = self._everywhere(params, key, xs, ys)
         for start in range(first, n, size):
             indices = start + np.arange(size)
             rows = np.minimum(indices, n - 1)  # the last example fills its batch up
@@ -145,7 +190,23 @@ class Measurement:
         num_classes = checks.logits_like(one, jnp.shape(xs)[1:])
         if checks.concrete(params, xs, ys):
             checks.scores(self._probe(params, xs[first]), ys)
-        return self.batch_size if self._alone else max(self.batch_size, stable_rows(min(xs[0].size, num_classes)))
+        stable = 1 if self._alone else stable_rows(min(xs[0].size, num_classes))
+        devices = 1 if self._mesh is None else self._mesh.shape.get("points", 1)
+        return max(self.batch_size, stable) * devices
+
+    def _everywhere(self, *trees: Any) -> tuple[Any, ...]:
+        """Arrays as every host of a mesh of several hosts may use them: whole, and the same on all devices."""
+        if self._mesh is None or not self._mesh.is_multi_process:
+            return trees
+        whole = NamedSharding(self._mesh, PartitionSpec())
+
+        def place(leaf: Any) -> jax.Array:
+            if not jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+                return jax.device_put(np.asarray(leaf), whole)
+            data = jax.device_put(np.asarray(jax.random.key_data(leaf)), whole)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+
+        return jax.tree.map(place, trees)
 
 
 def _refuse_nan(result: Any, finite: jax.Array, start: int) -> None:

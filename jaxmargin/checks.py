@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 __all__ = [
     "box", "concrete", "divisible", "example", "examples", "label", "logits", "logits_like", "one_of", "options",
-    "positive", "scores", "whole",
+    "positive", "precision", "scores", "whole",
 ]  # fmt: skip
 
 
@@ -51,6 +51,11 @@ def divisible(name: str, value: int, by_name: str, by: int) -> None:
     """Refuses a count that does not split into equal parts."""
     if value % by:
         raise ValueError(f"{name}={value} is not a multiple of {by_name}={by}: change either of them")
+
+
+def precision(value: Any) -> None:
+    """Refuses what ``jax.default_matmul_precision`` does not know."""
+    one_of("precision", value, ["float32", "tensorfloat32", "bfloat16", "highest", "high", "default"])
 
 
 def box(value: tuple[float, float] | None) -> None:

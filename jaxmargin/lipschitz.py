@@ -11,10 +11,12 @@ import jax.numpy as jnp
 
 from jaxmargin import checks
 from jaxmargin.norms import Norm, l2
+from jaxmargin.rivals import Point, Steepest, steepest
+from jaxmargin.slopes import slopes_of
 
-__all__ = ["default_chunk_size", "default_rows", "local_lipschitz", "stable_rows"]
+__all__ = ["cross_lipschitz", "default_chunk_size", "local_lipschitz", "stable_rows"]
 
-# Gradient entries held at once when the caller names no chunk_size: 64 MiB of float32.
+# Entries of a chunk of samples held at once when the caller names no chunk_size: 64 MiB of float32.
 _CHUNK_ENTRIES = 2**24
 
 
@@ -29,6 +31,7 @@ def local_lipschitz(
     num_samples: int = 51_200,
     chunk_size: int | None = None,
     box: tuple[float, float] | None = None,
+    precision: str = "float32",
 ) -> jax.Array:
     """L_k = max_i || grad f_reference(z_i) - grad f_k(z_i) ||_* over z_i uniform in the ball B(x, radius), for every k.
 
@@ -43,9 +46,10 @@ def local_lipschitz(
       norm: the norm that measures the ball; gradients are measured by its dual.
       radius: of the ball, in units of the input.
       num_samples: number of points.
-      chunk_size: points held in memory at once, a divisor of num_samples; None chooses one. Where 64 MiB hold them,
-        chunks of fewer points than ``stable_rows`` are filled up with repeated ones.
+      chunk_size: points held in memory at once, a divisor of num_samples; None chooses one. Chunks of fewer points than
+        ``stable_rows`` are filled up with repeated ones.
       box: (low, high) clips the points to valid inputs, as CLEVER does; None samples the whole ball.
+      precision: of matrix products and convolutions, as in ``jax.default_matmul_precision``.
 
     Returns:
       [c] estimates, 0 at the reference class.
@@ -62,60 +66,110 @@ def local_lipschitz(
     Array([0., 5.], dtype=float32)
     """
     checks.example(x)
+    num_classes = checks.logits(logits_fn, x)
+    gaps = jnp.ones((1, num_classes), jnp.promote_types(x.dtype, jnp.float32))
+    found = cross_lipschitz(
+        logits_fn, key, x[None], jnp.asarray(reference)[None], gaps, norm=norm, radius=radius, num_samples=num_samples,
+        chunk_size=chunk_size, box=box, exact=True, precision=precision,
+    )  # fmt: skip
+    return found.largest[0]
+
+
+def cross_lipschitz(
+    logits_fn: Callable[[jax.Array], jax.Array],
+    key: jax.Array,
+    xs: jax.Array,
+    references: jax.Array,
+    gaps: jax.Array,
+    *,
+    norm: Norm,
+    radius: float | jax.Array,
+    num_samples: int,
+    chunk_size: int | None,
+    box: tuple[float, float] | None,
+    exact: bool,
+    precision: str,
+    tolerance: float | None = None,
+    asked: jax.Array | None = None,
+    axis_name: str | None = None,
+) -> Steepest:
+    """``local_lipschitz`` at b points that share their samples, of the classes that can decide the margin.
+
+    Args:
+      logits_fn: x -> logits [c].
+      key: a PRNG key.
+      xs: [b, *d] the centres.
+      references: [b] the class all others are compared with.
+      gaps: [b, c] f_reference - f_k at the centres.
+      norm: as in ``local_lipschitz``, and so are radius, num_samples, chunk_size, box and precision.
+      radius: of the balls.
+      num_samples: number of points in each ball.
+      chunk_size: points held in memory at once.
+      box: (low, high) of valid inputs.
+      exact: whether all classes see all samples.
+      precision: of products.
+      tolerance: in units of the input; see ``rivals.steepest``.
+      asked: [b] bool, False skips a centre; None asks for all.
+      axis_name: of a mapped axis that shares the samples.
+
+    Returns:
+      Steepest with fields stacked [b], largest and seen of shape [b, c]: 0 and what the others
+      saw at the reference class.
+
+    Raises:
+      ValueError: see ``local_lipschitz``.
+    """
     checks.positive("radius", radius)
     checks.whole("num_samples", num_samples)
-    num_classes = checks.logits(logits_fn, x)
     checks.box(box)
-    entries = (num_classes - 1) * x.size  # of one sample's gradients
+    checks.precision(precision)
+    if tolerance is not None:
+        checks.positive("tolerance", tolerance)
+    size = xs[0].size
     if chunk_size is None:
-        chunk_size = default_chunk_size(num_samples, entries)
+        chunk_size = default_chunk_size(num_samples, size)
     checks.whole("chunk_size", chunk_size)
     checks.divisible("num_samples", num_samples, "chunk_size", chunk_size)
 
-    others = (reference + 1 + jnp.arange(num_classes - 1)) % num_classes  # [c - 1]
-    differences = jax.nn.one_hot(reference, num_classes)[None] - jax.nn.one_hot(others, num_classes)  # [c - 1, c]
+    with jax.default_matmul_precision(precision):
+        slopes = slopes_of(logits_fn, key, xs.shape[1:], xs.dtype, norm=norm, radius=radius, box=box)
+        num_classes = gaps.shape[1]
+        others = (references[:, None] + 1 + jnp.arange(num_classes - 1)[None]) % num_classes  # [b, c - 1]
+        pairs = jax.nn.one_hot(references, num_classes)[:, None] - jax.nn.one_hot(others, num_classes)  # [b, c - 1, c]
+        asked = jnp.ones(len(xs), bool) if asked is None else asked
+        points = Point(jax.lax.map(slopes.anchor, xs), pairs, jnp.take_along_axis(gaps, others, 1), asked)
+        rows = chunk_size if stable_rows(size) * size > _CHUNK_ENTRIES else max(chunk_size, stable_rows(size))
+        found = steepest(
+            slopes, points, radius=radius, num_samples=1 if slopes.constant else num_samples, rows=rows, exact=exact,
+            tolerance=tolerance, axis_name=axis_name,
+        )  # fmt: skip
 
-    def sample(index: jax.Array) -> jax.Array:
-        offset = (radius * norm.sample_ball(jax.random.fold_in(key, index), x.shape)).astype(x.dtype)  # [*d]
-        return x + offset if box is None else jnp.clip(x + offset, *box)
+    def at_classes(values: jax.Array, references: jax.Array) -> jax.Array:
+        blank = jnp.broadcast_to(references[:, None], gaps.shape)
+        return jax.vmap(lambda row, slots, value: row.at[slots].set(value))(blank, others, values)
 
-    def slopes(index: jax.Array) -> jax.Array:
-        logits, pullback = jax.vjp(logits_fn, sample(index))
-        (gradients,) = jax.vmap(pullback)(differences.astype(logits.dtype))  # [c - 1, *d]
-        return jax.vmap(norm.dual_size)(gradients)  # [c - 1]
-
-    fill = stable_rows(x.size)
-    rows = max(chunk_size, fill) if fill * entries <= _CHUNK_ENTRIES else chunk_size
-
-    def chunk(i: jax.Array, largest: jax.Array) -> jax.Array:
-        indices = jnp.minimum(i * rows + jnp.arange(rows), num_samples - 1)  # [s]
-        values = jax.vmap(slopes)(indices).astype(largest.dtype)  # [s, c - 1]
-        # A maximum may pass over a NaN, so it is put back by hand.
-        return jnp.where(jnp.isnan(values).any(0) | jnp.isnan(largest), jnp.nan, jnp.maximum(largest, values.max(0)))
-
-    with jax.default_matmul_precision("float32"):
-        start = jnp.zeros(num_classes - 1, jnp.promote_types(x.dtype, jnp.float32))
-        largest = jax.lax.fori_loop(0, -(-num_samples // rows), chunk, start)  # [c - 1]
-    return jnp.zeros(num_classes, largest.dtype).at[others].set(largest)
+    none = jnp.zeros(len(xs), found.largest.dtype)
+    return found._replace(largest=at_classes(found.largest, none), seen=at_classes(found.seen, found.seen.max(1)))
 
 
 def default_chunk_size(num_samples: int, entries: int) -> int:
-    """The largest divisor of num_samples that keeps the device busy and its gradients, ``entries`` a sample, small.
+    """The largest divisor of num_samples that keeps the device busy and its samples, ``entries`` each, small.
 
     Args:
       num_samples: number of samples.
-      entries: numbers held for one sample, (c - 1) times the size of the input.
+      entries: numbers in one sample, the size of the input.
 
     Returns:
-      A divisor of num_samples, at most ``default_rows()``.
+      A divisor of num_samples: at most 256 on a CPU, whose caches are small, and 1,024 elsewhere.
 
     Raises:
       ValueError: num_samples is (nearly) prime, so that only tiny chunks would divide it.
 
-    >>> default_chunk_size(51_200, 9 * 784) % 64
+    >>> default_chunk_size(51_200, 784) % 64
     0
     """
-    most = max(1, min(default_rows(), _CHUNK_ENTRIES // entries, num_samples))
+    rows = 256 if jax.default_backend() == "cpu" else 1024
+    most = max(1, min(rows, _CHUNK_ENTRIES // entries, num_samples))
     size = next(size for size in range(most, 0, -1) if num_samples % size == 0)
     if size < most / 8:
         raise ValueError(
@@ -141,12 +195,3 @@ def stable_rows(width: int) -> int:
     (64, 410)
     """
     return max(64, -(-4096 // width))
-
-
-def default_rows() -> int:
-    """Rows of a matrix product that keep the default device busy: few on a CPU, whose caches are small.
-
-    Returns:
-      256 on a CPU, 8,192 elsewhere.
-    """
-    return 256 if jax.default_backend() == "cpu" else 8192

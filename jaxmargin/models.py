@@ -7,6 +7,7 @@
 (10,)
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,26 +18,11 @@ import jax.numpy as jnp
 
 from jaxmargin import checks
 from jaxmargin.convolution import conv_general_dilated, max_pool
+from jaxmargin.layers import Layer
 
-__all__ = ["Layer", "Model", "cnn", "linear", "mlp"]
+__all__ = ["Model", "cnn", "linear", "mlp"]
 
 Shape = tuple[int, ...]
-
-
-class Layer(NamedTuple):
-    """One layer with its weights, for code that walks through a network (certificates).
-
-    Attributes:
-      kind: "conv", "dense", "relu", "max_pool" (2 x 2), "flatten" or "dropout" (the identity when measuring).
-      kernel: [kh, kw, i, o] of a convolution, [i, o] of a dense layer, else None.
-      bias: [o] or None.
-      padding: "SAME" or "VALID" of a convolution, else None.
-    """
-
-    kind: str
-    kernel: jax.Array | None = None
-    bias: jax.Array | None = None
-    padding: str | None = None
 
 
 class Model(NamedTuple):
@@ -57,6 +43,17 @@ class Model(NamedTuple):
     layers: Callable[[Any], tuple[Layer, ...]]
     input_shape: Shape
     num_classes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Apply:
+    """``Model.apply``: a function that shows its layers."""
+
+    run: Callable[..., jax.Array]
+    layers: Callable[[Any], tuple[Layer, ...]]
+
+    def __call__(self, params: Any, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        return self.run(params, x, key)
 
 
 class _Step(NamedTuple):
@@ -138,7 +135,7 @@ def _model(input_shape: Shape, num_classes: int, plan: list[_Step], padding: str
                 found.append(Layer(step.kind))
         return tuple(found)
 
-    return Model(init, apply, features, layers, tuple(input_shape), num_classes)
+    return Model(init, _Apply(apply, layers), features, layers, tuple(input_shape), num_classes)
 
 
 def linear(input_shape: Shape, num_classes: int = 10) -> Model:

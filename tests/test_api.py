@@ -163,7 +163,9 @@ def test_a_batched_classifier_is_estimated_and_summarised(tiny):
     margins = estimate(tiny.params, jax.random.key(0), tiny.xs, tiny.ys)
     logits = np.asarray(jax.vmap(tiny.model.apply, (None, 0))(tiny.params, tiny.xs))
     n, c = logits.shape
-    assert [leaf.shape for leaf in margins] == [(n,), (n,), (n,), (n, c)]
+    assert {name: leaf.shape for name, leaf in margins._asdict().items()} == {
+        **dict.fromkeys(margins._fields, (n,)), "lipschitz": (n, c),
+    }  # fmt: skip
     np.testing.assert_array_equal(margins.predicted, logits.argmax(1))
     np.testing.assert_array_equal(margins.margin > 0, margins.predicted == tiny.ys)
     assert margins.capped.dtype == bool

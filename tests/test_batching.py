@@ -1,5 +1,6 @@
 """``over_batch``: the same bits however the work is cut, nothing traced twice, and every bad input refused by name."""
 
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -96,10 +97,21 @@ def test_a_point_is_measured_alike_alone_and_among_others(run, tiny, key):
     assert_same_bits(few, jax.tree.map(lambda leaf: leaf[:2], many))
 
 
-def test_equal_points_at_different_places_are_sampled_independently(run, tiny, key):
+def test_points_share_their_samples(run, tiny, key):
     xs = jnp.tile(tiny.xs[:1], (2, 1, 1))
-    constants = run(tiny.params, key, xs, tiny.ys[:2]).lipschitz
-    assert (constants[0] != constants[1]).any()
+    both = run(tiny.params, key, xs, tiny.ys[:2])
+    assert_same_bits(both.lipschitz[0], both.lipschitz[1])
+    other = run(tiny.params, jax.random.key(1), xs, tiny.ys[:2])
+    assert (both.lipschitz != other.lipschitz).any()
+
+
+def test_a_batch_gives_what_the_measure_gives_for_one_example(run, tiny, key):
+    margins = run(tiny.params, key, tiny.xs, tiny.ys)
+    options = dict(radius=2.0, num_samples=64, chunk_size=16)
+    logits_fn = functools.partial(tiny.model.apply, tiny.params)
+    one = jax.jit(lambda key, x, y: jm.lipschitz_margin(logits_fn, key, x, y, **options))(key, tiny.xs[3], tiny.ys[3])
+    for field, value in one._asdict().items():
+        np.testing.assert_allclose(value, getattr(margins, field)[3], rtol=1e-6, err_msg=field)
 
 
 def test_inside_another_jit_the_result_is_the_same(run, tiny, key):

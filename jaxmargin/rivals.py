@@ -1,0 +1,259 @@
+"""The steepest slopes around several points, sampled in rounds, over the classes that can still decide the margin.
+
+The margin is min_k (f_p - f_k) / L_k, the gap of a class over its slope. All classes take part in a pilot; then rounds
+that double the number of samples go on with those whose slope may still rise so far, by ``extremes``, that they decide.
+The others have run as far as they can matter. Should a class have risen faster than foreseen, and one left behind come
+too close in that light, its point is flagged and finished with all classes.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmargin import extremes
+from jaxmargin.extremes import Tail
+from jaxmargin.slopes import Slopes
+
+__all__ = ["PILOT", "Point", "Steepest", "gap_over_slope", "steepest"]
+
+# Samples of the pilot, which every class takes part in.
+PILOT = 256
+
+
+class Point(NamedTuple):
+    """What is asked of one point, or of b stacked along the first axis.
+
+    Attributes:
+      anchor: ``Slopes.anchor`` of the point.
+      differences: [m, c], one v for each of m classes: the slope of class k is that of v_k . f.
+      gaps: [m] how far each class is behind, v_k . f(x).
+      asked: bool; False skips the point.
+    """
+
+    anchor: jax.Array
+    differences: jax.Array
+    gaps: jax.Array
+    asked: jax.Array
+
+
+class Steepest(NamedTuple):
+    """What was found at one point, or at b stacked along the first axis.
+
+    Attributes:
+      largest: [m] the largest slope seen of each class.
+      seen: [m] samples it was looked for in.
+      flagged: bool, whether classes left behind came too close, so that all were run to the end.
+      remainder: by how much the margin may still fall until num_samples, in units of the input.
+    """
+
+    largest: jax.Array
+    seen: jax.Array
+    flagged: jax.Array
+    remainder: jax.Array
+
+
+class _State(NamedTuple):
+    """Where the sampling of one point stands, or of b."""
+
+    tail: Tail  # of [m] each
+    threshold: jax.Array  # [m]
+    unit: jax.Array  # [m] the largest slope of the pilot
+    rise: jax.Array  # [m] how far the pilot expected it to rise, without any safety
+    seen: jax.Array  # [m]
+    missed: jax.Array  # [m] by how much others rose since it was left behind
+    flagged: jax.Array
+
+
+def gap_over_slope(gaps: jax.Array, slopes: jax.Array) -> jax.Array:
+    """The distance at which a class could catch up: 0 for a tie, infinite where nothing moves, NaN of NaN.
+
+    Args:
+      gaps: [m] how far classes are behind.
+      slopes: [m] how fast they can catch up.
+
+    Returns:
+      [m] distances in units of the input.
+    """
+    flat = slopes <= 0
+    return jnp.where(gaps <= 0, 0.0, jnp.where(flat, jnp.inf, gaps / jnp.where(flat, 1.0, slopes)))
+
+
+def steepest(
+    slopes: Slopes,
+    points: Point,
+    *,
+    radius: float | jax.Array,
+    num_samples: int,
+    rows: int,
+    exact: bool = False,
+    tolerance: float | None = None,
+    axis_name: str | None = None,
+) -> Steepest:
+    """The largest slope of every class that can decide the margin, at b points that share their samples.
+
+    Args:
+      slopes: of the classifier.
+      points: Point with fields stacked [b].
+      radius: of the ball; a margin beyond it is of no interest.
+      num_samples: number of samples.
+      rows: samples looked at together.
+      exact: whether all classes see all samples.
+      tolerance: stop at a point once its margin is not expected to fall by more; None goes on to num_samples.
+      axis_name: of a mapped axis whose devices share the samples among them.
+
+    Returns:
+      Steepest with fields stacked [b]. A class that cannot decide the margin keeps the slope it was left with.
+    """
+    sample = _Sampler(slopes, points, num_samples, rows, axis_name)
+    everyone = jnp.broadcast_to(points.asked[:, None], points.gaps.shape)  # [b, m]
+    if exact and tolerance is None:
+        blank = jnp.zeros(points.gaps.shape, points.gaps.dtype)
+        tail = sample(0, num_samples, None, blank, blank)
+        rest = jnp.zeros(len(points.gaps), points.gaps.dtype)
+        return Steepest(tail.largest, jnp.full(everyone.shape, num_samples, jnp.int32), rest > 0, rest)
+
+    def margin(state: _State, gaps: jax.Array) -> jax.Array:
+        return jnp.minimum(jnp.min(gap_over_slope(gaps, state.tail.largest)), radius)
+
+    def left(state: _State) -> jax.Array:
+        """[m] by how much slopes may still rise."""
+        return extremes.growth(state.tail, state.unit, num_samples, num_samples / state.seen)
+
+    def least(state: _State, gaps: jax.Array) -> jax.Array:
+        """[m] the distances at which classes could catch up with slopes as large as they may become."""
+        return gap_over_slope(gaps, state.tail.largest + left(state))
+
+    def active(state: _State, gaps: jax.Array) -> jax.Array:
+        """[m] whose slopes are to be followed in the next round."""
+        low, now = least(state, gaps), margin(state, gaps)
+        chosen = (jnp.ones(gaps.shape, bool) if exact else low <= now) & (state.seen == jnp.max(state.seen))
+        settled = False if tolerance is None else now - jnp.min(low) <= tolerance
+        return chosen & ~settled
+
+    def too_close(state: _State, gaps: jax.Array) -> jax.Array:
+        """[m] classes left behind that could decide after all, had they risen as the others unexpectedly did."""
+        risen = (state.tail.largest - state.unit) / jnp.where(state.rise > 0, state.rise, 1.0)
+        surprise = jnp.max(jnp.where((state.seen > PILOT) & (state.rise > 0), risen, 1.0))
+        rise = jnp.maximum(jnp.maximum(surprise, 1.0) * left(state), state.missed)
+        low = gap_over_slope(gaps, state.tail.largest + rise)
+        return (state.seen < num_samples) & (low < margin(state, gaps))
+
+    def follow(state: _State, start: jax.Array | int, end: jax.Array | int, chosen: jax.Array) -> _State:
+        tail = extremes.merge(state.tail, sample(start, end, chosen, state.threshold, state.unit))
+        rise = jnp.max(tail.largest - state.tail.largest, 1, keepdims=True)  # [b, 1]
+        missed = jnp.where(chosen, state.missed, state.missed + rise)
+        return state._replace(tail=tail, seen=jnp.where(chosen, end, state.seen), missed=missed)
+
+    state = _pilot(sample, points, min(PILOT, num_samples), num_samples)
+    if num_samples > PILOT:
+        ends = [*(PILOT * 2**i for i in range(1, 64) if PILOT * 2**i < num_samples), num_samples]
+        starts, stops = jnp.asarray([PILOT, *ends[:-1]], jnp.int32), jnp.asarray(ends, jnp.int32)
+
+        def a_round(i: jax.Array, state: _State) -> _State:
+            chosen = jax.lax.map(lambda args: active(*args), (state, points.gaps)) & everyone
+            return follow(state, starts[i], stops[i], chosen)
+
+        state = jax.lax.fori_loop(0, len(ends), a_round, state)
+        if tolerance is None and not exact:
+            close = jax.lax.map(lambda args: too_close(*args), (state, points.gaps)) & everyone
+            flagged = close.any(1)
+            behind = flagged[:, None] & (state.seen < num_samples) & everyone
+            state = follow(state, PILOT, num_samples, behind)._replace(flagged=flagged)
+    remainder = jax.lax.map(lambda a: jnp.maximum(margin(*a) - jnp.min(least(*a)), 0.0), (state, points.gaps))
+    return Steepest(state.tail.largest, state.seen, state.flagged, remainder)
+
+
+def _pilot(sample: "_Sampler", points: Point, length: int, total: int) -> _State:
+    """The first samples of all classes: their slopes, the thresholds of their tails, and what the tails foretell."""
+
+    def start(sizes: jax.Array) -> _State:
+        over = jax.vmap(extremes.threshold)(sizes)  # [m]
+        unit = jnp.where(jnp.isnan(sizes).any(1), jnp.nan, jnp.max(sizes, 1))  # [m]
+        counts = jnp.ones(length, bool)
+        tail = jax.vmap(lambda s, o, u: extremes.tail(s, counts, o, u, total))(sizes, over, unit)
+        rise = extremes.growth(tail, unit, total, total / length) / extremes.SAFETY
+        seen = jnp.full(len(sizes), length, jnp.int32)
+        return _State(tail, over, unit, rise, seen, jnp.zeros_like(unit), jnp.zeros((), bool))
+
+    return jax.lax.map(start, sample.all_sizes(length))
+
+
+class _Sampler:
+    """Slopes of b points in chunks of samples: ``sampler(start, end, chosen, threshold, unit)`` gives their tails."""
+
+    def __init__(self, slopes: Slopes, points: Point, total: int, rows: int, axis_name: str | None) -> None:
+        self._slopes, self._points, self._total, self._rows, self._axis = slopes, points, total, rows, axis_name
+
+    def __call__(
+        self,
+        start: jax.Array | int,
+        end: jax.Array | int,
+        chosen: jax.Array | None,
+        threshold: jax.Array,
+        unit: jax.Array,
+    ) -> Tail:
+        """The tails [b, m] of samples start to end, of the chosen [b, m] classes; None chooses all."""
+        shape, dtype = self._points.gaps.shape, self._points.gaps.dtype
+        devices, device = self._devices()
+        stride = self._rows * devices
+
+        def chunk(i: jax.Array, seen: Tail) -> Tail:
+            indices = start + i * stride + device * self._rows + jnp.arange(self._rows)
+            rays = self._slopes.rays(jnp.minimum(indices, end - 1))
+
+            def point(args: tuple) -> Tail:
+                one, who, over, measure = args
+                blank = extremes.nothing(shape[1:], dtype)
+
+                def look() -> Tail:
+                    size = self._slopes.sizes(one.anchor, rays)
+
+                    def keep(k: jax.Array, found: Tail) -> Tail:
+                        sizes = size(one.differences[k]).astype(dtype)
+                        tail = extremes.tail(sizes, indices < end, over[k], measure[k], self._total)
+                        return jax.tree.map(lambda all_, one: all_.at[k].set(one), found, tail)
+
+                    if who is None:
+                        return jax.lax.fori_loop(0, shape[1], keep, blank)
+                    order = jnp.argsort(~who)  # the chosen ones first
+                    count = jnp.sum(who, dtype=jnp.int32)
+                    return jax.lax.fori_loop(0, count, lambda j, found: keep(order[j], found), blank)
+
+                return jax.lax.cond(one.asked if who is None else who.any(), look, lambda: blank)
+
+            return extremes.merge(seen, jax.lax.map(point, (self._points, chosen, threshold, unit)))
+
+        chunks = -(-(end - start) // stride)
+        if chosen is not None:
+            chunks = jnp.where(chosen.any(), chunks, 0)
+        seen = jax.lax.fori_loop(0, chunks, chunk, extremes.nothing(shape, dtype))
+        if self._axis is None:
+            return seen
+        # A maximum over devices may pass over a NaN.
+        nan = jax.lax.pmax(jnp.isnan(seen.largest).astype(jnp.int32), self._axis) > 0
+        largest = jnp.where(nan, jnp.nan, jax.lax.pmax(jnp.nan_to_num(seen.largest), self._axis))
+        return Tail(largest, *(jax.lax.psum(count, self._axis) for count in seen[1:]))
+
+    def all_sizes(self, length: int) -> jax.Array:
+        """[b, m, length] the slopes of all classes at the first samples."""
+        count = -(-length // self._rows)
+
+        def chunk(i: jax.Array) -> jax.Array:
+            rays = self._slopes.rays(jnp.minimum(i * self._rows + jnp.arange(self._rows), length - 1))
+
+            def point(one: Point) -> jax.Array:
+                def look() -> jax.Array:
+                    size = self._slopes.sizes(one.anchor, rays)
+                    return jax.lax.map(lambda v: size(v).astype(one.gaps.dtype), one.differences)  # [m, s]
+
+                blank = jnp.zeros((len(one.gaps), self._rows), one.gaps.dtype)
+                return jax.lax.cond(one.asked, look, lambda: blank)
+
+            return jax.lax.map(point, self._points)  # [b, m, s]
+
+        sizes = jnp.moveaxis(jax.lax.map(chunk, jnp.arange(count)), 0, 2)  # [b, m, chunks, s]
+        return sizes.reshape(*sizes.shape[:2], -1)[..., :length]
+
+    def _devices(self) -> tuple[int, jax.Array | int]:
+        return (1, 0) if self._axis is None else (jax.lax.axis_size(self._axis), jax.lax.axis_index(self._axis))

@@ -1,0 +1,193 @@
+"""Following only the classes that can win: the same margins as with all of them, for less, and flagged where unsure."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import random_params
+from test_lipschitz import everything
+
+import jaxmargin as jm
+from jaxmargin import models
+from jaxmargin.lipschitz import cross_lipschitz
+from jaxmargin.rivals import PILOT
+
+MODEL = models.mlp((6, 5), 10, hidden=64)
+
+
+@functools.cache
+def found(**options):
+    """Margins of thirty points of a random network of ten classes."""
+    rng = np.random.default_rng(3)
+    xs, ys = rng.normal(size=(30, 6, 5)).astype(np.float32), rng.integers(0, 10, 30)
+    run = jm.over_batch(jm.lipschitz_margin, MODEL.apply, **(dict(radius=2.0, num_samples=8192) | options))
+    return run(random_params(MODEL), jax.random.key(0), xs, ys)
+
+
+# The same margins -----------------------------------------------------------------------------------------------------
+
+
+def test_following_the_rivals_gives_the_margins_of_all_classes():
+    rivals, exact = found(), found(exact=True)
+    np.testing.assert_array_equal(rivals.margin, exact.margin)
+    assert (exact.rivals == 9).all()
+    assert (rivals.rivals >= 1).all()
+    assert rivals.rivals.mean() < 3
+    assert (rivals.lipschitz <= exact.lipschitz).all()
+    assert (rivals.lipschitz < exact.lipschitz).any()
+
+
+@pytest.mark.parametrize("num_samples", [1024, 4096])
+def test_rivals_decide_the_margins_of_tiny_networks_too(num_samples):
+    rivals = 0
+    for nets in everything():
+        exact, default = nets.sampled(num_samples), nets.sampled(num_samples, exact=False)
+        np.testing.assert_array_equal(default.margin, exact.margin)
+        rivals += (default.rivals < exact.rivals).sum()
+    assert rivals > 100
+
+
+@pytest.mark.parametrize("num_samples", [PILOT // 4, PILOT, PILOT + 1, 3 * PILOT])
+def test_any_number_of_samples_will_do(num_samples):
+    options = dict(num_samples=num_samples, chunk_size=num_samples)
+    rivals, exact = found(**options), found(exact=True, **options)
+    np.testing.assert_array_equal(rivals.margin, exact.margin)
+    assert (rivals.samples == num_samples).all()
+
+
+def test_other_norms_and_boxes_are_followed_alike():
+    for norm, box in ((jm.linf, None), (jm.l1, None), (jm.l2, (-1.0, 1.0))):
+        options = dict(norm=norm, box=box, num_samples=2048)
+        np.testing.assert_array_equal(found(**options).margin, found(exact=True, **options).margin)
+
+
+def test_where_float64_is_on_the_same_is_found(key):
+    with jax.enable_x64(True):
+        model = models.mlp((4, 3), 4, hidden=16)
+        x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
+        logits_fn = functools.partial(model.apply, random_params(model))
+        options = dict(num_samples=1024, radius=2.0)
+        default = jm.lipschitz_margin(logits_fn, key, x, 0, **options)
+        exact = jm.lipschitz_margin(logits_fn, jax.random.clone(key), x, 0, exact=True, **options)
+        assert default.margin == exact.margin
+
+
+# For less -------------------------------------------------------------------------------------------------------------
+
+
+def test_of_many_classes_only_the_rivals_see_all_samples(key):
+    num_classes, num_samples = 300, 8192
+    model = models.mlp((6, 5), num_classes, hidden=64)
+    logits_fn = functools.partial(model.apply, random_params(model))
+    xs = jnp.asarray(np.random.default_rng(0).normal(size=(8, 6, 5)), jnp.float32)
+
+    @jax.jit
+    def run(key, xs):
+        logits = jax.vmap(logits_fn)(xs)
+        predicted = jnp.argmax(logits, 1)
+        gaps = jnp.max(logits, 1, keepdims=True) - logits
+        options = dict(norm=jm.l2, radius=2.0, chunk_size=None, box=None, precision="float32")
+        return predicted, cross_lipschitz(
+            logits_fn, key, xs, predicted, gaps, num_samples=num_samples, exact=False, **options
+        ).seen
+
+    predicted, seen = run(key, xs)
+    assert (seen >= PILOT).all()
+    assert (seen[np.arange(8), predicted] == num_samples).all()  # the reference itself costs nothing
+    assert np.mean(np.sum(seen == num_samples, 1) - 1) < 6
+    assert np.mean(seen) < 2 * PILOT
+
+
+def test_a_point_whose_margin_is_capped_is_settled_early():
+    margins = found(radius=0.02)
+    capped = np.asarray(margins.capped)
+    assert capped.mean() > 0.5
+    assert (margins.samples[capped] < 8192).all()
+    np.testing.assert_array_equal(margins.margin, found(radius=0.02, exact=True).margin)
+
+
+# Flags ----------------------------------------------------------------------------------------------------------------
+
+
+def surprising(x, gap):
+    """Class 1 is the rival, ten times as steep in one sample of ten thousand; class 2, behind by gap, rises alike."""
+    z = x[0]
+    sliver = jnp.clip((z - 0.7) * 1000, 0.0, 1.0) * 0.01  # slope 10 on an interval of 1e-3
+    return jnp.stack([1.0 + z + 0.05 * z * z + sliver, jnp.zeros(()), 1.0 - gap + 0.9 * z])
+
+
+@pytest.mark.parametrize(("gap", "flagged"), [(0.9, True), (1000.0, False)])
+def test_a_class_left_behind_that_comes_too_close_is_flagged_and_run_to_the_end(gap, flagged):
+    measure = functools.partial(jm.lipschitz_margin, lambda x: surprising(x, gap), radius=5.0, num_samples=32_768)
+    margins = jax.jit(measure)(jax.random.key(6), jnp.zeros(1), 0)
+    exact = jax.jit(functools.partial(measure, exact=True))(jax.random.key(6), jnp.zeros(1), 0)
+    assert margins.lipschitz[1] > 10  # the sliver was found, after the pilot
+    assert margins.flagged == flagged
+    assert margins.rivals == (2 if flagged else 1)
+    assert margins.margin == exact.margin
+    assert not exact.flagged
+    if flagged:
+        np.testing.assert_array_equal(margins.lipschitz, exact.lipschitz)
+        np.testing.assert_allclose(exact.margin, gap / exact.lipschitz[2])  # without the flag it would be class 1's
+
+
+# Stopping when it is settled ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_tolerance_stops_the_sampling_and_says_where(exact):
+    whole = found(exact=exact)
+    rough, fine = found(exact=exact, tolerance=0.05), found(exact=exact, tolerance=0.002)
+    for margins, tolerance in ((rough, 0.05), (fine, 0.002)):
+        settled = margins.samples < 8192
+        assert (margins.remainder[settled] <= tolerance).all()
+        moved = np.abs(margins.margin) - np.abs(whole.margin)
+        assert (moved >= 0).all()
+        assert (moved <= margins.remainder + 1e-6).mean() > 0.96
+    assert rough.samples.mean() < fine.samples.mean() <= whole.samples.mean()
+    assert (np.asarray(whole.samples) == 8192).all()
+    assert (rough.samples < 8192).any()
+
+
+def test_without_a_tolerance_nothing_remains():
+    assert (found().remainder == 0).all()
+    assert (found(exact=True).remainder == 0).all()
+
+
+@pytest.mark.parametrize("tolerance", [0.0, -1.0, float("nan")])
+def test_a_tolerance_that_is_none_is_refused(tolerance):
+    with pytest.raises(ValueError, match="tolerance="):
+        found(tolerance=tolerance)
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match="precision='double' is unknown: choose from float32"):
+        found(precision="double")
+
+
+# Derivatives ----------------------------------------------------------------------------------------------------------
+
+
+def test_exact_mode_has_a_gradient_in_the_parameters(key):
+    model = models.mlp((4, 3), 4, hidden=16)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
+
+    @jax.jit
+    @jax.value_and_grad
+    def margin(params, key):
+        logits_fn = functools.partial(model.apply, params)
+        return jm.lipschitz_margin(logits_fn, key, x, 0, radius=2.0, num_samples=128, chunk_size=64, exact=True).margin
+
+    params = random_params(model)
+    value, gradient = margin(params, key)
+    direction = random_params(model, seed=1)
+    step = 1e-3
+    ahead, behind = (
+        margin(jax.tree.map(lambda p, d: p + s * d, params, direction), jax.random.clone(key))[0]  # noqa: B023
+        for s in (step, -step)
+    )
+    slope = sum(jnp.vdot(g, d) for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True))
+    np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=0.05, atol=1e-3)
+    assert abs(slope) > 0.01
