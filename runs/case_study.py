@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from jaxmargin import checks
 from jaxmargin.lab import case_study as study
 from jaxmargin.lab import data, findings, hyperplanes, plots, reports, tracking
+from jaxmargin.lab.compilation import keep_compiled
 from jaxmargin.lab.reports import Section
 from jaxmargin.lab.svm import NotSeparableError
 from runs import command_line
@@ -223,4 +224,5 @@ def sections(result: study.Result, figures: dict[str, tuple[Path, str]], card: d
 
 
 if __name__ == "__main__":
+    keep_compiled()
     sys.exit(main())

@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxmargin import checks
 from jaxmargin.lab import data, publishing, tracking
+from jaxmargin.lab.compilation import keep_compiled
 from jaxmargin.lab.experiments import METHODS, MODELS, Cell, run_cell
 from runs import command_line, presets
 
@@ -33,7 +34,7 @@ class Options:
     epochs: int | None = None
     """Epochs of every cell; by default the preset's (mnist, cifar10: linear 1000, others 200; digits: 100 and 40)."""
     num_samples: int | None = None
-    """Ball samples a point for the Lipschitz constants; by default 51,200 (digits: 256)."""
+    """Ball samples a point for the Lipschitz constants; by default 51,200 (digits: 1,024)."""
     points: int | None = None
     """Training and test points whose margins are measured, of each; by default 500 (digits: 60)."""
     epsilons: tuple[float, ...] | None = None
@@ -131,4 +132,5 @@ def _cell(options: Options, model: str, method: str) -> Cell:
 
 
 if __name__ == "__main__":
+    keep_compiled()
     sys.exit(main())

@@ -128,7 +128,7 @@ def _digits(model: str) -> dict[str, Any]:
         beta=1e-3,
         dropout=0.0,
         points=60,
-        num_samples=256,
+        num_samples=1024,
         radius=1.5,
         attack_steps=100,
         attack_step_size=0.02,

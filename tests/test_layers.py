@@ -37,6 +37,7 @@ LAB = {
     "builders": set(),
     "case_study": {"hyperplanes", "svm"},
     "checkpoints": {"training"},
+    "compilation": set(),
     "data": {"builders"},
     "evaluation": {"tracking"},
     "experiments": {"*"},

@@ -75,7 +75,7 @@ class Cell:
             if self.points > (n := len(split.labels)):
                 raise ValueError(f"points={self.points} is more than the {n} {name} images of {data.name}")
         if self.model != "linear":
-            default_chunk_size(self.num_samples, (data.num_classes - 1) * data.train.images[0].size)
+            default_chunk_size(self.num_samples, data.train.images[0].size)
 
     def build_model(self, input_shape: tuple[int, ...], num_classes: int) -> Model:
         """The network of the cell."""
@@ -97,7 +97,8 @@ class Cell:
         if self.model == "linear":
             return over_batch(linear_margin, model.apply, norm=l2)
         options: dict[str, Any] = dict(norm=l2, radius=self.radius, num_samples=self.num_samples)
-        return over_batch(lipschitz_margin, model.apply, **options)
+        # A convolutional network gains nothing from points that share their samples, and a progress bar from short calls.
+        return over_batch(lipschitz_margin, model.apply, batch_size=1 if self.model == "cnn" else None, **options)
 
 
 def schedule(epochs: int) -> list[int]:
