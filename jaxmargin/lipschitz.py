@@ -138,10 +138,10 @@ def cross_lipschitz(
         pairs = jax.nn.one_hot(references, num_classes)[:, None] - jax.nn.one_hot(others, num_classes)  # [b, c - 1, c]
         asked = jnp.ones(len(xs), bool) if asked is None else asked
         points = Point(jax.lax.map(slopes.anchor, xs), pairs, jnp.take_along_axis(gaps, others, 1), asked)
-        rows = chunk_size if stable_rows(size) * size > _CHUNK_ENTRIES else max(chunk_size, stable_rows(size))
+        least = stable_rows(size) if stable_rows(size) * size <= _CHUNK_ENTRIES else 1
         found = steepest(
-            slopes, points, radius=radius, num_samples=1 if slopes.constant else num_samples, rows=rows, exact=exact,
-            tolerance=tolerance, axis_name=axis_name,
+            slopes, points, radius=radius, num_samples=1 if slopes.constant else num_samples,
+            rows=max(chunk_size, least), least_rows=least, exact=exact, tolerance=tolerance, axis_name=axis_name,
         )  # fmt: skip
 
     def at_classes(values: jax.Array, references: jax.Array) -> jax.Array:

@@ -17,8 +17,8 @@ from jaxmargin.slopes import Slopes
 
 __all__ = ["PILOT", "Point", "Steepest", "gap_over_slope", "steepest"]
 
-# Samples of the pilot, which every class takes part in.
-PILOT = 256
+# Samples of the pilot, which every class takes part in, and where there are MANY classes.
+PILOT, PILOT_OF_MANY, MANY = 256, 64, 100
 
 
 class Point(NamedTuple):
@@ -86,6 +86,7 @@ def steepest(
     radius: float | jax.Array,
     num_samples: int,
     rows: int,
+    least_rows: int = 1,
     exact: bool = False,
     tolerance: float | None = None,
     axis_name: str | None = None,
@@ -98,6 +99,7 @@ def steepest(
       radius: of the ball; a margin beyond it is of no interest.
       num_samples: number of samples.
       rows: samples looked at together.
+      least_rows: fewer than so many are never looked at.
       exact: whether all classes see all samples.
       tolerance: stop at a point once its margin is not expected to fall by more; None goes on to num_samples.
       axis_name: of a mapped axis whose devices share the samples among them.
@@ -106,6 +108,7 @@ def steepest(
       Steepest with fields stacked [b]. A class that cannot decide the margin keeps the slope it was left with.
     """
     sample = _Sampler(slopes, points, num_samples, rows, axis_name)
+    pilot = min(num_samples, PILOT if points.gaps.shape[1] < MANY else PILOT_OF_MANY)
     everyone = jnp.broadcast_to(points.asked[:, None], points.gaps.shape)  # [b, m]
     if exact and tolerance is None:
         blank = jnp.zeros(points.gaps.shape, points.gaps.dtype)
@@ -134,7 +137,7 @@ def steepest(
     def too_close(state: _State, gaps: jax.Array) -> jax.Array:
         """[m] classes left behind that could decide after all, had they risen as the others unexpectedly did."""
         risen = (state.tail.largest - state.unit) / jnp.where(state.rise > 0, state.rise, 1.0)
-        surprise = jnp.max(jnp.where((state.seen > PILOT) & (state.rise > 0), risen, 1.0))
+        surprise = jnp.max(jnp.where((state.seen > pilot) & (state.rise > 0), risen, 1.0))
         rise = jnp.maximum(jnp.maximum(surprise, 1.0) * left(state), state.missed)
         low = gap_over_slope(gaps, state.tail.largest + rise)
         return (state.seen < num_samples) & (low < margin(state, gaps))
@@ -145,10 +148,10 @@ def steepest(
         missed = jnp.where(chosen, state.missed, state.missed + rise)
         return state._replace(tail=tail, seen=jnp.where(chosen, end, state.seen), missed=missed)
 
-    state = _pilot(sample, points, min(PILOT, num_samples), num_samples)
-    if num_samples > PILOT:
-        ends = [*(PILOT * 2**i for i in range(1, 64) if PILOT * 2**i < num_samples), num_samples]
-        starts, stops = jnp.asarray([PILOT, *ends[:-1]], jnp.int32), jnp.asarray(ends, jnp.int32)
+    state = _pilot(sample, points, pilot, min(rows, -(-pilot // least_rows) * least_rows), num_samples)
+    if num_samples > pilot:
+        ends = [*(pilot * 2**i for i in range(1, 64) if pilot * 2**i < num_samples), num_samples]
+        starts, stops = jnp.asarray([pilot, *ends[:-1]], jnp.int32), jnp.asarray(ends, jnp.int32)
 
         def a_round(i: jax.Array, state: _State) -> _State:
             chosen = jax.lax.map(lambda args: active(*args), (state, points.gaps)) & everyone
@@ -159,12 +162,12 @@ def steepest(
             close = jax.lax.map(lambda args: too_close(*args), (state, points.gaps)) & everyone
             flagged = close.any(1)
             behind = flagged[:, None] & (state.seen < num_samples) & everyone
-            state = follow(state, PILOT, num_samples, behind)._replace(flagged=flagged)
+            state = follow(state, pilot, num_samples, behind)._replace(flagged=flagged)
     remainder = jax.lax.map(lambda a: jnp.maximum(margin(*a) - jnp.min(least(*a)), 0.0), (state, points.gaps))
     return Steepest(state.tail.largest, state.seen, state.flagged, remainder)
 
 
-def _pilot(sample: "_Sampler", points: Point, length: int, total: int) -> _State:
+def _pilot(sample: "_Sampler", points: Point, length: int, rows: int, total: int) -> _State:
     """The first samples of all classes: their slopes, the thresholds of their tails, and what the tails foretell."""
 
     def start(sizes: jax.Array) -> _State:
@@ -176,7 +179,7 @@ def _pilot(sample: "_Sampler", points: Point, length: int, total: int) -> _State
         seen = jnp.full(len(sizes), length, jnp.int32)
         return _State(tail, over, unit, rise, seen, jnp.zeros_like(unit), jnp.zeros((), bool))
 
-    return jax.lax.map(start, sample.all_sizes(length))
+    return jax.lax.map(start, sample.all_sizes(length, rows))
 
 
 class _Sampler:
@@ -235,19 +238,19 @@ class _Sampler:
         largest = jnp.where(nan, jnp.nan, jax.lax.pmax(jnp.nan_to_num(seen.largest), self._axis))
         return Tail(largest, *(jax.lax.psum(count, self._axis) for count in seen[1:]))
 
-    def all_sizes(self, length: int) -> jax.Array:
-        """[b, m, length] the slopes of all classes at the first samples."""
-        count = -(-length // self._rows)
+    def all_sizes(self, length: int, rows: int) -> jax.Array:
+        """[b, m, length] the slopes of all classes at the first samples, looked at in chunks of rows."""
+        count = -(-length // rows)
 
         def chunk(i: jax.Array) -> jax.Array:
-            rays = self._slopes.rays(jnp.minimum(i * self._rows + jnp.arange(self._rows), length - 1))
+            rays = self._slopes.rays(jnp.minimum(i * rows + jnp.arange(rows), length - 1))
 
             def point(one: Point) -> jax.Array:
                 def look() -> jax.Array:
                     size = self._slopes.sizes(one.anchor, rays)
                     return jax.lax.map(lambda v: size(v).astype(one.gaps.dtype), one.differences)  # [m, s]
 
-                blank = jnp.zeros((len(one.gaps), self._rows), one.gaps.dtype)
+                blank = jnp.zeros((len(one.gaps), rows), one.gaps.dtype)
                 return jax.lax.cond(one.asked, look, lambda: blank)
 
             return jax.lax.map(point, self._points)  # [b, m, s]

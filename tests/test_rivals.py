@@ -12,7 +12,7 @@ from test_lipschitz import everything
 import jaxmargin as jm
 from jaxmargin import models
 from jaxmargin.lipschitz import cross_lipschitz
-from jaxmargin.rivals import PILOT
+from jaxmargin.rivals import PILOT, PILOT_OF_MANY
 
 MODEL = models.mlp((6, 5), 10, hidden=64)
 
@@ -94,10 +94,23 @@ def test_of_many_classes_only_the_rivals_see_all_samples(key):
         ).seen
 
     predicted, seen = run(key, xs)
-    assert (seen >= PILOT).all()
+    assert (seen >= PILOT_OF_MANY).all()
     assert (seen[np.arange(8), predicted] == num_samples).all()  # the reference itself costs nothing
     assert np.mean(np.sum(seen == num_samples, 1) - 1) < 6
-    assert np.mean(seen) < 2 * PILOT
+    assert np.mean(seen) < 4 * PILOT_OF_MANY
+
+
+def test_many_classes_give_the_margins_of_all_of_them(key):
+    model = models.mlp((4, 3), 120, hidden=32)
+    xs = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4, 3)), jnp.float32)
+    default, exact = (
+        jm.over_batch(jm.lipschitz_margin, model.apply, radius=2.0, num_samples=2048, exact=exact)(
+            random_params(model), jax.random.clone(key), xs, np.zeros(6, int)
+        )
+        for exact in (False, True)
+    )
+    np.testing.assert_array_equal(default.margin, exact.margin)
+    assert default.rivals.mean() < 10
 
 
 def test_a_point_whose_margin_is_capped_is_settled_early():
