@@ -19,7 +19,8 @@ from jax import lax
 __all__ = ["conv_general_dilated", "max_pool"]
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-Pads = tuple[tuple[int, int], tuple[int, int]]
+Pair = tuple[int, int]
+Pads = tuple[Pair, ...]
 
 
 def conv_general_dilated(
@@ -27,13 +28,13 @@ def conv_general_dilated(
 ) -> jax.Array:
     """``jax.lax.conv_general_dilated`` with gradients that are fast in loops, for flax's ``conv_general_dilated=``.
 
-    Stride-1 image convolutions in flax's layout take the fast path; all others go to JAX as they are. The fast path has
-    no forward-mode derivative (it is a ``custom_vjp``).
+    Image convolutions in flax's layout, without upsampling and groups, take the fast path; all others go to JAX as they
+    are. The fast path has no forward-mode derivative (it is a ``custom_vjp``).
 
     Args:
       lhs: images [n, h, w, i].
       rhs: kernel [kh, kw, i, o].
-      window_strides: steps of the window, (1, 1) for the fast path.
+      window_strides: steps of the window.
       padding: "SAME", "VALID" or two (low, high) pairs.
       dimension_numbers: the layout, as flax passes it.
       **others: further arguments of JAX's function.
@@ -41,23 +42,28 @@ def conv_general_dilated(
     Returns:
       Images [n, h', w', o].
     """
-    if lhs.ndim == 4 and _is_simple(lhs, rhs, window_strides, padding, dimension_numbers, others):
+    if lhs.ndim == 4 and _is_simple(lhs, rhs, padding, dimension_numbers, others):
+        strides, dilation = _pair(window_strides), _pair(others.get("rhs_dilation") or (1, 1))
         if isinstance(padding, str):
-            padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], (1, 1), padding)
-        return _conv(lhs, rhs, tuple((int(low), int(high)) for low, high in padding))
+            window = [(size - 1) * d + 1 for size, d in zip(rhs.shape, dilation, strict=False)]
+            padding = lax.padtype_to_pads(lhs.shape[1:3], window, strides, padding)
+        return _conv(lhs, rhs, strides, tuple(map(_pair, padding)), dilation)
     return lax.conv_general_dilated(lhs, rhs, window_strides, padding, dimension_numbers=dimension_numbers, **others)
 
 
-def _is_simple(
-    lhs: jax.Array, rhs: jax.Array, strides: Any, padding: Any, dimension_numbers: Any, others: dict[str, Any]
-) -> bool:
-    """Whether the fast path computes just this: flax's layout, stride 1, no dilation, groups, cropping or options."""
+def _pair(numbers: Any) -> Pair:
+    first, second = numbers
+    return int(first), int(second)
+
+
+def _is_simple(lhs: jax.Array, rhs: jax.Array, padding: Any, dimension_numbers: Any, others: dict[str, Any]) -> bool:
+    """Whether the fast path computes just this: flax's layout, no upsampling, groups, cropping or options."""
     layouts = [lax.conv_dimension_numbers(lhs.shape, rhs.shape, numbers) for numbers in (dimension_numbers, _LAYOUT)]
-    steps = [*strides, *(others.get("lhs_dilation") or ()), *(others.get("rhs_dilation") or ())]
-    steps += [others.get("feature_group_count", 1), others.get("batch_group_count", 1)]
+    steps = [others.get("feature_group_count", 1), others.get("batch_group_count", 1)]
+    steps += others.get("lhs_dilation") or ()
     wishes = [others.get("precision"), others.get("preferred_element_type")]
     plain_pads = isinstance(padding, str) or all(low >= 0 and high >= 0 for low, high in padding)
-    return layouts[0] == layouts[1] and all(s == 1 for s in steps) and plain_pads and wishes == [None, None]
+    return layouts[0] == layouts[1] and all(step == 1 for step in steps) and plain_pads and wishes == [None, None]
 
 
 def max_pool(x: jax.Array) -> jax.Array:
@@ -77,41 +83,61 @@ def max_pool(x: jax.Array) -> jax.Array:
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _conv(x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
-    return _plain(x, kernel, pads)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _conv(x: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads, dilation: Pair) -> jax.Array:
+    return _plain(x, kernel, strides, pads, (1, 1), dilation)
 
 
-def _plain(x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
+def _plain(x: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads, spread: Pair, dilation: Pair) -> jax.Array:
     """The convolution itself, on a CPU never without padding: unpadded ones go to a kernel eight times slower."""
-    (top, bottom), sides = pads
-    if jax.default_backend() != "cpu" or any((top, bottom, *sides)):
-        return lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=_LAYOUT)
-    longer = lax.conv_general_dilated(x, kernel, (1, 1), ((0, 1), sides), dimension_numbers=_LAYOUT)
-    return longer[:, :-1]
+
+    def convolve(pads: Pads) -> jax.Array:
+        return lax.conv_general_dilated(x, kernel, strides, pads, spread, dilation, dimension_numbers=_LAYOUT)
+
+    if jax.default_backend() != "cpu" or any(map(any, pads)):
+        return convolve(pads)
+    return convolve(((0, strides[0]), (0, 0)))[:, :-1]  # a step further down than asked
 
 
-def _forward(x: jax.Array, kernel: jax.Array, pads: Pads) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _conv(x, kernel, pads), (x, kernel)
+def _forward(x: jax.Array, kernel: jax.Array, *options: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _conv(x, kernel, *options), (x, kernel)
 
 
-def _backward(pads: Pads, saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _backward(
+    strides: Pair, pads: Pads, dilation: Pair, saved: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    return _input_gradient(kernel, g, pads), _kernel_gradient(x, kernel, g, pads)
+    options = strides, pads, dilation
+    return _input_gradient(x.shape, kernel, g, *options), _kernel_gradient(x, kernel.shape, g, *options)
 
 
-def _input_gradient(kernel: jax.Array, g: jax.Array, pads: Pads) -> jax.Array:
-    """The convolution of g with the kernel flipped in space and transposed in its channels."""
-    full = ((size - 1 - low, size - 1 - high) for size, (low, high) in zip(kernel.shape, pads, strict=False))
-    return _plain(g, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), tuple(full))
+def _input_gradient(
+    shape: tuple[int, ...], kernel: jax.Array, g: jax.Array, strides: Pair, pads: Pads, dilation: Pair
+) -> jax.Array:
+    """The convolution of g, spread by the strides, with the kernel flipped in space and transposed in its channels."""
+    full: list[Pair] = []
+    for i in range(2):
+        before = (kernel.shape[i] - 1) * dilation[i] - pads[i][0]
+        full.append((before, shape[i + 1] - 1 - (g.shape[i + 1] - 1) * strides[i] + pads[i][0]))
+    flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+    return _plain(g, flipped, (1, 1), tuple(full), strides, dilation)
 
 
-def _kernel_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array, pads: Pads) -> jax.Array:
+def _kernel_gradient(
+    x: jax.Array, shape: tuple[int, ...], g: jax.Array, strides: Pair, pads: Pads, dilation: Pair
+) -> jax.Array:
     """Entry (i, j) is the matrix product of x shifted by (i, j) with g, over all images and positions."""
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    height, width = g.shape[1:3]
-    shifts = [[x[:, i : i + height, j : j + width] for j in range(kernel.shape[1])] for i in range(kernel.shape[0])]
-    return jnp.stack([jnp.stack([jnp.einsum("nhwi,nhwo->io", x_ij, g) for x_ij in row]) for row in shifts])
+
+    def entry(*position: int) -> jax.Array:
+        starts = [at * d for at, d in zip(position, dilation, strict=True)]
+        rows, columns = (
+            slice(start, start + (size - 1) * step + 1, step)
+            for start, size, step in zip(starts, g.shape[1:3], strides, strict=True)
+        )
+        return jnp.einsum("nhwi,nhwo->io", x[:, rows, columns], g)
+
+    return jnp.stack([jnp.stack([entry(i, j) for j in range(shape[1])]) for i in range(shape[0])])
 
 
 _conv.defvjp(_forward, _backward)

@@ -28,14 +28,17 @@ def unchanged():
 
 def test_a_second_start_of_a_run_compiles_nothing(tmp_path):
     def start(workdir):
-        options = "--models mlp --methods std --epochs 2 --num-samples 512 --points 4 --attack-steps 3".split()
+        sizes = dict(epochs=2, num_samples=512, points=4, attack_steps=3)
+        options = [word for name, size in sizes.items() for word in (f"--{name.replace('_', '-')}", str(size))]
+        options += ["--models", "mlp", "--methods", "std"]
         environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"}
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)
         command = [sys.executable, "-m", "runs.paper", *options, "--workdir", str(tmp_path / workdir)]
         root = Path(__file__).resolve().parents[1]
         done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
-        return {path.name for path in (tmp_path / "cache" / "jaxmargin").iterdir() if path.name.endswith("-cache")}, done
+        kept = (tmp_path / "cache" / "jaxmargin").glob("*-cache")
+        return {path.name for path in kept}, done
 
     first, _ = start("first")
     second, done = start("second")

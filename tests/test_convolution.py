@@ -126,15 +126,19 @@ def test_gradients_are_right_inside_a_scan():
     close(run(ours), run(theirs))
 
 
+@pytest.mark.parametrize("padding", ["VALID", "SAME", "SAME_LOWER", "uneven", "wide"])
+@pytest.mark.parametrize(
+    "options", [{"strides": (2, 2)}, {"strides": (1, 3), "rhs_dilation": (2, 1)}, {"rhs_dilation": (1, 2)}], ids=str
+)
+def test_steps_and_spread_kernels_have_the_gradients_of_jax(options, padding):
+    x, kernel = arrays((2, 8, 7, 3), (3, 2, 3, 4))
+    close(*(pull(run, x, kernel, PADDINGS[padding], **options) for run in (ours, theirs)))
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        {"strides": (2, 2)},
-        {"strides": (1, 2)},
-        {"strides": (2, 2), "padding": "SAME"},
-        {"rhs_dilation": (2, 1), "padding": "SAME"},
         {"lhs_dilation": (2, 1)},
-        {"rhs_dilation": (1, 2)},
         {"feature_group_count": 2},
         {"batch_group_count": 2},
     ],

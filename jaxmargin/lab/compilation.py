@@ -17,7 +17,7 @@ def keep_compiled() -> Path | None:
     Returns:
       The folder; None where it cannot be made, so that everything is compiled as ever.
     """
-    chosen = jax.config.jax_compilation_cache_dir
+    chosen = jax.config.values["jax_compilation_cache_dir"]
     folder = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxmargin"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

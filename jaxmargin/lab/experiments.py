@@ -97,7 +97,7 @@ class Cell:
         if self.model == "linear":
             return over_batch(linear_margin, model.apply, norm=l2)
         options: dict[str, Any] = dict(norm=l2, radius=self.radius, num_samples=self.num_samples)
-        # A convolutional network gains nothing from points that share their samples, and a progress bar from short calls.
+        # A convolutional network gains nothing from points that share samples, and progress bars gain from short calls.
         return over_batch(lipschitz_margin, model.apply, batch_size=1 if self.model == "cnn" else None, **options)
 
 
