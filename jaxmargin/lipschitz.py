@@ -160,7 +160,7 @@ def default_chunk_size(num_samples: int, entries: int) -> int:
       entries: numbers in one sample, the size of the input.
 
     Returns:
-      A divisor of num_samples: at most 128 on a CPU, whose caches are small, and 1,024 elsewhere.
+      A divisor of num_samples: at most 256 on a CPU, whose caches are small, and 1,024 elsewhere.
 
     Raises:
       ValueError: num_samples is (nearly) prime, so that only tiny chunks would divide it.
@@ -168,7 +168,7 @@ def default_chunk_size(num_samples: int, entries: int) -> int:
     >>> default_chunk_size(51_200, 784) % 64
     0
     """
-    rows = 128 if jax.default_backend() == "cpu" else 1024
+    rows = 256 if jax.default_backend() == "cpu" else 1024
     most = max(1, min(rows, _CHUNK_ENTRIES // entries, num_samples))
     size = next(size for size in range(most, 0, -1) if num_samples % size == 0)
     if size < most / 8:
