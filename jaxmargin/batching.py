@@ -90,7 +90,8 @@ def over_batch(
 
     if batch_size is None:
         batch_size = _TOGETHER if together else _side_by_side()
-    return Measurement(probe, _divided(step, mesh), batch_size, alone=together is not None, mesh=mesh)
+    steps = _divided(step, mesh), _divided(step, mesh, _for_convolutions())
+    return Measurement(probe, steps, batch_size, alone=together is not None, mesh=mesh)
 
 
 def _side_by_side() -> int:
@@ -98,16 +99,29 @@ def _side_by_side() -> int:
     return 256 if jax.default_backend() == "cpu" else 8192
 
 
-def _divided(step: Callable, mesh: Mesh | None) -> Callable:
+@functools.cache
+def _for_convolutions() -> dict[str, str]:
+    """Options for compiling convolutions: on a CPU without XLA's YNN kernels, ten times slower on some shapes."""
+    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    if jax.default_backend() != "cpu":
+        return {}
+    try:
+        jax.jit(lambda x: x + 1, compiler_options=options).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:  # a version of XLA without this option
+        return {}
+    return options
+
+
+def _divided(step: Callable, mesh: Mesh | None, compiler_options: dict[str, str] | None = None) -> Callable:
     """``step`` compiled, its examples divided among the devices of a mesh and its result whole on each of them."""
     if mesh is None:
-        return jax.jit(step)
+        return jax.jit(step, compiler_options=compiler_options)
     mesh = Mesh(mesh.devices, mesh.axis_names)  # its axes as JAX divides them, whatever types the caller's have
     mine = PartitionSpec("points") if "points" in mesh.axis_names else PartitionSpec()
     whole = PartitionSpec()
     given = whole, whole, whole, mine, mine, mine
     shared = jax.shard_map(step, mesh=mesh, in_specs=given, out_specs=mine, check_vma=False)
-    return jax.jit(shared, out_shardings=NamedSharding(mesh, whole))
+    return jax.jit(shared, out_shardings=NamedSharding(mesh, whole), compiler_options=compiler_options)
 
 
 def _axes(mesh: Mesh | None, shares_samples: bool) -> dict[str, int]:
@@ -130,8 +144,12 @@ class Measurement:
       batch_size: examples that one device takes in one call.
     """
 
-    def __init__(self, probe: Callable, step: Callable, batch_size: int, *, alone: bool, mesh: Mesh | None) -> None:
-        self._probe, self._step, self.batch_size, self._alone, self._mesh = probe, step, batch_size, alone, mesh
+    def __init__(
+        self, probe: Any, steps: tuple[Callable, Callable], batch_size: int, *, alone: bool, mesh: Mesh | None
+    ) -> None:
+        self._probe, self.batch_size, self._alone, self._mesh = probe, batch_size, alone, mesh
+        self._step, self._convolving_step = steps  # the second one cannot be called inside of another jit
+        self._convolves: bool | None = None  # not known before the first call
 
     def __call__(self, params: Any, key: jax.Array, xs: Array, ys: Array) -> Any:
         """Measures n examples.
@@ -172,11 +190,14 @@ class Measurement:
           The measure's NamedTuple for the examples of one batch, in order.
         """
         size, n = self._check(params, xs, ys), len(xs)
+        if self._convolves is None:
+            self._convolves = "conv_general_dilated" in str(self._probe.trace(params, xs[:1]).jaxpr)
+        step = self._convolving_step if self._convolves else self._step
         params, key, xs, ys = self._everywhere(params, key, xs, ys)
         for start in range(first, n, size):
             indices = start + np.arange(size)
             rows = np.minimum(indices, n - 1)  # the last example fills its batch up
-            measured = self._step(params, key, n, indices, xs[rows], ys[rows])
+            measured = step(params, key, n, indices, xs[rows], ys[rows])
             result, finite = jax.tree.map(lambda leaf: leaf[: n - start], measured)  # noqa: B023
             _refuse_nan(result, finite, start)
             yield result

@@ -6,6 +6,7 @@ The others have run as far as they can matter. Should a class have risen faster 
 too close in that light, its point is flagged and finished with all classes.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -108,39 +109,17 @@ def steepest(
       Steepest with fields stacked [b]. A class that cannot decide the margin keeps the slope it was left with.
     """
     sample = _Sampler(slopes, points, num_samples, rows, axis_name)
-    pilot = min(num_samples, PILOT if points.gaps.shape[1] < MANY else PILOT_OF_MANY)
     everyone = jnp.broadcast_to(points.asked[:, None], points.gaps.shape)  # [b, m]
     if exact and tolerance is None:
-        blank = jnp.zeros(points.gaps.shape, points.gaps.dtype)
-        tail = sample(0, num_samples, None, blank, blank)
-        rest = jnp.zeros(len(points.gaps), points.gaps.dtype)
-        return Steepest(tail.largest, jnp.full(everyone.shape, num_samples, jnp.int32), rest > 0, rest)
+        none = jnp.zeros_like(points.gaps)
+        tail = sample(0, num_samples, None, none, none)
+        return Steepest(tail.largest, jnp.full(everyone.shape, num_samples, jnp.int32), none[:, 0] > 0, none[:, 0])
 
-    def margin(state: _State, gaps: jax.Array) -> jax.Array:
-        return jnp.minimum(jnp.min(gap_over_slope(gaps, state.tail.largest)), radius)
+    length = min(num_samples, PILOT if points.gaps.shape[1] < MANY else PILOT_OF_MANY)
+    rules = _Rules(radius, num_samples, length, exact, tolerance)
 
-    def left(state: _State) -> jax.Array:
-        """[m] by how much slopes may still rise."""
-        return extremes.growth(state.tail, state.unit, num_samples, num_samples / state.seen)
-
-    def least(state: _State, gaps: jax.Array) -> jax.Array:
-        """[m] the distances at which classes could catch up with slopes as large as they may become."""
-        return gap_over_slope(gaps, state.tail.largest + left(state))
-
-    def active(state: _State, gaps: jax.Array) -> jax.Array:
-        """[m] whose slopes are to be followed in the next round."""
-        low, now = least(state, gaps), margin(state, gaps)
-        chosen = (jnp.ones(gaps.shape, bool) if exact else low <= now) & (state.seen == jnp.max(state.seen))
-        settled = False if tolerance is None else now - jnp.min(low) <= tolerance
-        return chosen & ~settled
-
-    def too_close(state: _State, gaps: jax.Array) -> jax.Array:
-        """[m] classes left behind that could decide after all, had they risen as the others unexpectedly did."""
-        risen = (state.tail.largest - state.unit) / jnp.where(state.rise > 0, state.rise, 1.0)
-        surprise = jnp.max(jnp.where((state.seen > pilot) & (state.rise > 0), risen, 1.0))
-        rise = jnp.maximum(jnp.maximum(surprise, 1.0) * left(state), state.missed)
-        low = gap_over_slope(gaps, state.tail.largest + rise)
-        return (state.seen < num_samples) & (low < margin(state, gaps))
+    def judged(rule: Callable[[_State, jax.Array], jax.Array], state: _State) -> jax.Array:
+        return jax.lax.map(lambda point: rule(*point), (state, points.gaps))
 
     def follow(state: _State, start: jax.Array | int, end: jax.Array | int, chosen: jax.Array) -> _State:
         tail = extremes.merge(state.tail, sample(start, end, chosen, state.threshold, state.unit))
@@ -148,23 +127,58 @@ def steepest(
         missed = jnp.where(chosen, state.missed, state.missed + rise)
         return state._replace(tail=tail, seen=jnp.where(chosen, end, state.seen), missed=missed)
 
-    state = _pilot(sample, points, pilot, min(rows, -(-pilot // least_rows) * least_rows), num_samples)
-    if num_samples > pilot:
-        ends = [*(pilot * 2**i for i in range(1, 64) if pilot * 2**i < num_samples), num_samples]
-        starts, stops = jnp.asarray([pilot, *ends[:-1]], jnp.int32), jnp.asarray(ends, jnp.int32)
+    ends = [*(length * 2**i for i in range(64) if length * 2**i < num_samples), num_samples]
+    bounds = jnp.asarray(ends, jnp.int32)
 
-        def a_round(i: jax.Array, state: _State) -> _State:
-            chosen = jax.lax.map(lambda args: active(*args), (state, points.gaps)) & everyone
-            return follow(state, starts[i], stops[i], chosen)
+    def a_round(i: jax.Array, state: _State) -> _State:
+        return follow(state, bounds[i], bounds[i + 1], judged(rules.active, state) & everyone)
 
-        state = jax.lax.fori_loop(0, len(ends), a_round, state)
-        if tolerance is None and not exact:
-            close = jax.lax.map(lambda args: too_close(*args), (state, points.gaps)) & everyone
-            flagged = close.any(1)
-            behind = flagged[:, None] & (state.seen < num_samples) & everyone
-            state = follow(state, pilot, num_samples, behind)._replace(flagged=flagged)
-    remainder = jax.lax.map(lambda a: jnp.maximum(margin(*a) - jnp.min(least(*a)), 0.0), (state, points.gaps))
-    return Steepest(state.tail.largest, state.seen, state.flagged, remainder)
+    state = _pilot(sample, points, length, min(rows, -(-length // least_rows) * least_rows), num_samples)
+    state = jax.lax.fori_loop(0, len(ends) - 1, a_round, state)
+    if len(ends) > 1 and tolerance is None and not exact:
+        flagged = (judged(rules.too_close, state) & everyone).any(1)  # [b]
+        behind = flagged[:, None] & (state.seen < num_samples) & everyone
+        state = follow(state, length, num_samples, behind)._replace(flagged=flagged)
+    return Steepest(state.tail.largest, state.seen, state.flagged, judged(rules.remainder, state))
+
+
+class _Rules(NamedTuple):
+    """What is decided about one point, from where its sampling stands and its gaps [m]."""
+
+    radius: float | jax.Array
+    num_samples: int
+    pilot: int
+    exact: bool
+    tolerance: float | None
+
+    def active(self, state: _State, gaps: jax.Array) -> jax.Array:
+        """[m] the classes to be followed in the next round."""
+        low, now = self._least(state, gaps), self._margin(state, gaps)
+        chosen = (jnp.ones(gaps.shape, bool) if self.exact else low <= now) & (state.seen == jnp.max(state.seen))
+        return chosen if self.tolerance is None else chosen & (now - jnp.min(low) > self.tolerance)
+
+    def too_close(self, state: _State, gaps: jax.Array) -> jax.Array:
+        """[m] the classes left behind that could decide after all, had they risen as the others unexpectedly did."""
+        risen = (state.tail.largest - state.unit) / jnp.where(state.rise > 0, state.rise, 1.0)
+        surprise = jnp.max(jnp.where((state.seen > self.pilot) & (state.rise > 0), risen, 1.0))
+        rise = jnp.maximum(jnp.maximum(surprise, 1.0) * self._left(state), state.missed)
+        low = gap_over_slope(gaps, state.tail.largest + rise)
+        return (state.seen < self.num_samples) & (low < self._margin(state, gaps))
+
+    def remainder(self, state: _State, gaps: jax.Array) -> jax.Array:
+        """By how much the margin may still fall."""
+        return jnp.maximum(self._margin(state, gaps) - jnp.min(self._least(state, gaps)), 0.0)
+
+    def _margin(self, state: _State, gaps: jax.Array) -> jax.Array:
+        return jnp.minimum(jnp.min(gap_over_slope(gaps, state.tail.largest)), self.radius)
+
+    def _least(self, state: _State, gaps: jax.Array) -> jax.Array:
+        """[m] the distances at which classes could catch up with slopes as large as they may become."""
+        return gap_over_slope(gaps, state.tail.largest + self._left(state))
+
+    def _left(self, state: _State) -> jax.Array:
+        """[m] by how much slopes may still rise."""
+        return extremes.growth(state.tail, state.unit, self.num_samples, self.num_samples / state.seen)
 
 
 def _pilot(sample: "_Sampler", points: Point, length: int, rows: int, total: int) -> _State:

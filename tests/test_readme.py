@@ -38,5 +38,5 @@ def test_the_pictures_exist():
 
 def test_no_placeholder_is_left():
     assert not re.search(r"TODO|FIXME|XXX", TEXT)
-    for name in ("digits", "convolutions"):
+    for name in ("digits", "estimator", "convolutions"):
         assert len(re.search(f"<!-- {name} -->(.*?)<!-- /{name} -->", TEXT, re.DOTALL).group(1).strip()) > 100
