@@ -22,6 +22,7 @@ from jaxmargin.convolution import conv_general_dilated, max_pool
 from jaxmargin.lab.reports import markdown_table
 from jaxmargin.lab.tracking import device_name
 from jaxmargin.layers import Layer
+from jaxmargin.rivals import gap_over_slope
 from runs import command_line
 
 __all__ = ["main"]
@@ -77,9 +78,8 @@ def distances(net: Any, bits: int, xs: jax.Array, num_samples: int) -> jax.Array
         predicted = jnp.argmax(logits)
         rounded_fn = functools.partial(rounded, layers, bits)
         constants = jm.local_lipschitz(rounded_fn, key, x, predicted, num_samples=num_samples)
-        rivals = jnp.arange(len(logits)) != predicted
-        ratios = (logits[predicted] - logits) / jnp.where(rivals, constants, 1.0)
-        return jnp.minimum(jnp.min(jnp.where(rivals, ratios, jnp.inf)), 5.0)
+        ratios = gap_over_slope(logits[predicted] - logits, constants)  # [c]
+        return jnp.minimum(jnp.min(jnp.where(jnp.arange(len(logits)) == predicted, jnp.inf, ratios)), 5.0)
 
     return jnp.stack([one(jax.random.key(0), x) for x in xs])
 

@@ -63,11 +63,13 @@ def over_batch(
     Array([1. , 1.2], dtype=float32)
     """
     apply_fn = loopable(apply_fn) if jax.default_backend() == "cpu" else apply_fn
-    known = inspect.signature(measure).parameters
-    checks.options(measure, options, [name for name, p in known.items() if p.kind is p.KEYWORD_ONLY])
+    known = {name: p for name, p in inspect.signature(measure).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    checks.options(measure, options, known)
     if batch_size is not None:
         checks.whole("batch_size", batch_size)
     together = getattr(measure, "together", None)
+    if together is not None:  # it has no defaults of its own
+        options = {name: p.default for name, p in known.items()} | options
     devices = _axes(mesh, together is not None)
     if devices.get("samples", 1) > 1:
         options = options | {"axis_name": "samples"}
@@ -191,7 +193,7 @@ class Measurement:
         """
         size, n = self._check(params, xs, ys), len(xs)
         if self._convolves is None:
-            self._convolves = "conv_general_dilated" in str(self._probe.trace(params, xs[:1]).jaxpr)
+            self._convolves = "conv_general_dilated" in str(self._probe.trace(params, _few(xs)).jaxpr)
         step = self._convolving_step if self._convolves else self._step
         params, key, xs, ys = self._everywhere(params, key, xs, ys)
         for start in range(first, n, size):
@@ -205,12 +207,12 @@ class Measurement:
     def _check(self, params: Any, xs: Array, ys: Array) -> int:
         """Refuses what is wrong with the examples or the logits of the first of them; returns the size of a batch."""
         checks.examples(xs, ys)
-        first = np.minimum(np.arange(8), len(xs) - 1)
-        out = jax.eval_shape(self._probe, params, xs[first])
+        few = _few(xs)
+        out = jax.eval_shape(self._probe, params, few)
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), out)
         num_classes = checks.logits_like(one, jnp.shape(xs)[1:])
         if checks.concrete(params, xs, ys):
-            checks.scores(self._probe(params, xs[first]), ys)
+            checks.scores(self._probe(params, few), ys)
         stable = 1 if self._alone else stable_rows(min(xs[0].size, num_classes))
         devices = 1 if self._mesh is None else self._mesh.shape.get("points", 1)
         return max(self.batch_size, stable) * devices
@@ -228,6 +230,11 @@ class Measurement:
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
 
         return jax.tree.map(place, trees)
+
+
+def _few(xs: Array) -> Array:
+    """The first examples, always as many, to look at before any work."""
+    return xs[np.minimum(np.arange(8), len(xs) - 1)]
 
 
 def _refuse_nan(result: Any, finite: jax.Array, start: int) -> None:

@@ -129,15 +129,8 @@ def _together(
     ys: jax.Array,
     asked: jax.Array,
     *,
-    norm: Norm = l2,
-    radius: float = 5.0,
-    num_samples: int = 51_200,
-    chunk_size: int | None = None,
-    box: tuple[float, float] | None = None,
-    exact: bool = False,
-    tolerance: float | None = None,
-    precision: str = "float32",
-    axis_name: str | None = None,
+    radius: float,
+    **options: Any,
 ) -> Margins:
     """``lipschitz_margin`` of b examples, which share their samples; where ``asked`` is False, anything."""
     checks.logits(logits_fn, xs[0])
@@ -145,11 +138,8 @@ def _together(
         logits = jax.lax.map(logits_fn, xs)  # [b, c]
     predicted = jnp.argmax(logits, 1)
     gaps = jax.vmap(lambda row, p: row[p] - row)(logits, predicted)  # [b, c]
-    found = cross_lipschitz(
-        logits_fn, key, xs, predicted, gaps.astype(jnp.promote_types(gaps.dtype, jnp.float32)), norm=norm,
-        radius=radius, num_samples=num_samples, chunk_size=chunk_size, box=box, exact=exact, tolerance=tolerance,
-        precision=precision, asked=asked, axis_name=axis_name,
-    )  # fmt: skip
+    gaps = gaps.astype(jnp.promote_types(gaps.dtype, jnp.float32))
+    found = cross_lipschitz(logits_fn, key, xs, predicted, gaps, radius=radius, asked=asked, **options)
     distance = jax.vmap(_distance)(logits, predicted, found.largest)  # [b]
     margin = jax.vmap(_signed)(jnp.minimum(distance, radius), predicted, ys)
     samples = jnp.max(found.seen, 1)  # [b]
