@@ -1,7 +1,7 @@
-"""How fast the paper's PGD is next to foolbox's: the same network, points and steps, in one run.
+"""Our attacks next to foolbox's: the same network and points, distances, accuracies and seconds in one run.
 
-``python -m benchmarks.attacks`` prints a table of medians over alternating repetitions. Foolbox comes with
-``pip install -e ".[lab,peers]"``.
+``python -m benchmarks.attacks`` prints three tables: PGD at equal steps, minimum-norm distances against the best of
+foolbox's, and robust accuracy at several epsilons. Foolbox comes with ``pip install -e ".[lab,peers]"``.
 """
 
 import statistics
@@ -23,23 +23,32 @@ from runs import command_line
 
 __all__ = ["Options", "main"]
 
+Attack = Callable[[np.ndarray, np.ndarray], np.ndarray]
+BOX = (0.0, 1.0)
+
 
 @dataclass(frozen=True)
 class Options:
-    """Times l2 PGD on cross-entropy next to foolbox."""
+    """Times l2 attacks next to foolbox's and compares what they find."""
 
     networks: tuple[str, ...] = ("mlp", "cnn")
     """Networks, as in benchmarks.networks."""
     dataset: str = "digits"
     """digits (resized), mnist or cifar10."""
-    points: int = 256
-    """Test points attacked in one call."""
+    points: int = 410
+    """Test points attacked in one call by PGD; as many as a batch has on a CPU."""
     num_steps: int = 20
-    """Steps of the attack; both sides' cost is proportional to them."""
-    epsilon: float = 1.0
-    """Radius of the l2 ball."""
+    """Steps of PGD; both sides' cost is proportional to them."""
+    nearest_points: int = 100
+    """Test points whose nearest adversarial example is looked for."""
+    nearest_steps: int = 500
+    """Steps of DDN, FMN and each of the steps of Carlini and Wagner's attack."""
+    worst_steps: int = 100
+    """Steps of each attempt of the worst case, and of foolbox's PGD in ten starts."""
+    epsilons: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
+    """Radii of the l2 balls; PGD takes the second one."""
     repetitions: int = 3
-    """Timed calls of each; medians are reported."""
+    """Timed calls of PGD; medians are reported."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,52 +58,184 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: Options) -> None:
-    """Prints, for every network, point-steps a second of both and the robust accuracy both find."""
+    """Prints the three tables."""
     checks.one_of("dataset", options.dataset, networks.DATASETS)
     if peers.missing("foolbox") or peers.missing("torch"):
         raise ValueError("foolbox is not installed: pip install -e '.[lab,peers]'")
-    rows = []
-    for name in options.networks:
-        network = networks.trained(name, options.dataset)
-        xs, ys = network.images[: options.points], network.labels[: options.points]
-        attacks = {"jaxmargin": ours(network, options), "foolbox": foolbox_pgd(network, options)}
-        robust = {who: 1 - float(np.mean(attack(xs, ys))) for who, attack in attacks.items()}  # compiles
-        seconds: dict[str, list[float]] = {who: [] for who in attacks}
-        for _ in range(options.repetitions):
-            for who, attack in attacks.items():
-                seconds[who].append(peers.timed(attack, xs, ys))
-        rate = {who: len(xs) * options.num_steps / statistics.median(times) for who, times in seconds.items()}
-        row = {"network": name} | {f"{who}, steps/s": f"{value:,.0f}" for who, value in rate.items()}
-        row |= {"ratio": f"{rate['jaxmargin'] / rate['foolbox']:.1f}"}
-        rows.append(row | {f"robust, {who}": f"{100 * value:.1f} %" for who, value in robust.items()})
     where = f"{options.dataset} on {device_name()}, PyTorch on {peers.torch_device()}, jax {jax.__version__}"
-    print(f"{where}: {options.points} points x {options.num_steps} steps, median of {options.repetitions}\n")
-    print(markdown_table(rows))
+    trained = [networks.trained(name, options.dataset) for name in options.networks]
+    print(f"{where}\n\nPGD: {options.points} points x {options.num_steps} steps, median of {options.repetitions}\n")
+    print(markdown_table([pgd_row(network, options) for network in trained]))
+    print(f"\nNearest adversarial example: {options.nearest_points} points, {options.nearest_steps} steps\n")
+    print(markdown_table([row for network in trained for row in nearest_rows(network, options)]))
+    print(f"\nRobust accuracy at epsilon {options.epsilons}: attempts of {options.worst_steps} steps\n")
+    print(markdown_table([row for network in trained for row in worst_rows(network, options)]))
 
 
-def ours(network: networks.Trained, options: Options) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """jaxmargin's attack as (xs, ys) -> [n] whether it succeeded."""
-    settings: dict[str, Any] = dict(norm=jm.l2, epsilon=options.epsilon, num_steps=options.num_steps, box=(0.0, 1.0))
-    settings |= dict(step_size=2.5 * options.epsilon / options.num_steps, loss="cross_entropy")
-    attack = jm.over_batch(jm.pgd, network.model.apply, **settings)
-    return lambda xs, ys: np.asarray(attack(network.params, jax.random.key(0), jnp.asarray(xs), jnp.asarray(ys)).found)
+def pgd_row(network: networks.Trained, options: Options) -> dict[str, str]:
+    """Steps a second of PGD with one start."""
+    xs, ys = network.images[: options.points], network.labels[: options.points]
+    attacks = {"jaxmargin": our_pgd(network, options), "foolbox": foolbox_pgd(network, options)}
+    robust = {who: 1 - float(np.mean(attack(xs, ys))) for who, attack in attacks.items()}  # compiles
+    seconds: dict[str, list[float]] = {who: [] for who in attacks}
+    for _ in range(options.repetitions):
+        for who, attack in attacks.items():
+            seconds[who].append(peers.timed(attack, xs, ys))
+    rate = {who: len(xs) * options.num_steps / statistics.median(times) for who, times in seconds.items()}
+    row = {"network": network.name} | {f"{who}, steps/s": f"{value:,.0f}" for who, value in rate.items()}
+    row |= {"ratio": f"{rate['jaxmargin'] / rate['foolbox']:.1f}"}
+    return row | {f"robust, {who}": f"{100 * value:.1f} %" for who, value in robust.items()}
 
 
-def foolbox_pgd(network: networks.Trained, options: Options) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Foolbox's attack on the same network in PyTorch, as (xs, ys) -> [n] whether it succeeded."""
+def nearest_rows(network: networks.Trained, options: Options) -> list[dict[str, str]]:
+    """Distances and seconds of each minimum-norm attack, and of the best of each side."""
+    right = np.flatnonzero(predictions(network, network.images) == network.labels)[: options.nearest_points]
+    xs, ys = network.images[right], network.labels[right]
+    found = {f"jaxmargin {name}": timed(attack, xs, ys) for name, attack in our_nearest(network, options).items()}
+    found |= {f"foolbox {name}": timed(attack, xs, ys) for name, attack in foolbox_nearest(network, options).items()}
+    theirs = [pair for name, pair in found.items() if name.startswith("foolbox")]
+    best = np.min([distances for distances, _ in theirs], 0)
+    found["foolbox, best of all"] = best, sum(seconds for _, seconds in theirs)
+    return [
+        {
+            "network": network.name,
+            "attack": name,
+            "median distance": f"{np.median(distances):.4f}",
+            "median ratio to foolbox's best": f"{np.median(distances / best):.4f}",
+            "nearer %": f"{100 * np.mean(distances < best * 0.999):.0f}",
+            "farther %": f"{100 * np.mean(distances > best * 1.001):.0f}",
+            "seconds": f"{seconds:.1f}",
+        }
+        for name, (distances, seconds) in found.items()
+    ]
+
+
+def worst_rows(network: networks.Trained, options: Options) -> list[dict[str, str]]:
+    """Robust accuracy at every epsilon, and the seconds for all of them."""
+    xs, ys = network.images[: options.points], network.labels[: options.points]
+    rows = []
+    for who, attack in (
+        ("jaxmargin worst_case", our_worst(network, options)),
+        ("foolbox PGD, 10 starts", foolbox_worst(network, options)),
+    ):
+        robust, seconds = timed(attack, xs, ys)
+        shown = {
+            f"{epsilon:g} %": f"{100 * value:.1f}" for epsilon, value in zip(options.epsilons, robust, strict=True)
+        }
+        rows.append({"network": network.name, "attack": who} | shown | {"seconds": f"{seconds:.1f}"})
+    return rows
+
+
+def predictions(network: networks.Trained, xs: np.ndarray) -> np.ndarray:
+    """[n] predicted classes."""
+    return np.asarray(jax.lax.map(lambda x: jnp.argmax(network.model.apply(network.params, x)), jnp.asarray(xs)))
+
+
+def timed(attack: Attack, xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, float]:
+    """What an attack finds, and its seconds once it is compiled."""
+    found = attack(xs, ys)
+    return found, peers.timed(attack, xs, ys)
+
+
+def our_pgd(network: networks.Trained, options: Options) -> Attack:
+    """(xs, ys) -> [n] whether PGD succeeded."""
+    step_size = 2.5 * options.epsilons[1] / options.num_steps
+    run = jm.over_batch(jm.pgd, network.model.apply, num_steps=options.num_steps, step_size=step_size, box=BOX)
+    return lambda xs, ys: np.asarray(run(network.params, jax.random.key(0), xs, ys, epsilon=options.epsilons[1]).found)
+
+
+def our_nearest(network: networks.Trained, options: Options) -> dict[str, Attack]:
+    """By name, (xs, ys) -> [n] distances."""
+
+    def lifted(measure: Callable, **settings: Any) -> Attack:
+        run = jm.over_batch(measure, network.model.apply, norm=jm.l2, box=BOX, **settings)
+        return lambda xs, ys: np.asarray(run(network.params, jax.random.key(0), xs, ys).distance)
+
+    steps = dict(num_steps=options.nearest_steps)
+    return {
+        "ddn": lifted(jm.ddn, **steps), "fmn": lifted(jm.fmn, **steps), "deepfool": lifted(jm.deepfool),
+        "minimum_norm": lifted(jm.minimum_norm, **steps),
+    }  # fmt: skip
+
+
+def our_worst(network: networks.Trained, options: Options) -> Attack:
+    """(xs, ys) -> [e] robust accuracies; who stands the largest epsilon is attacked at no smaller one."""
+    run = jm.over_batch(jm.worst_case, network.model.apply, norm=jm.l2, num_steps=options.worst_steps, box=BOX)
+
+    def attack(xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
+        broken, distance, robust = np.ones(len(xs), bool), np.full(len(xs), np.inf), []
+        for epsilon in reversed(options.epsilons):
+            asked = np.flatnonzero(broken & (distance > epsilon))
+            if len(asked):
+                found = run(network.params, jax.random.key(0), xs[asked], ys[asked], epsilon=epsilon)
+                broken[asked], distance[asked] = np.asarray(found.found), np.asarray(found.distance)
+            robust.append(1 - float(np.mean(broken)))
+        return np.array(robust[::-1])
+
+    return attack
+
+
+def foolbox_model(network: networks.Trained) -> Any:
+    """The same network in PyTorch, as foolbox takes it."""
     import foolbox
+
+    return foolbox.PyTorchModel(peers.torch_network(network), bounds=BOX, device=peers.torch_device())
+
+
+def tensors(xs: np.ndarray, ys: np.ndarray) -> tuple[Any, Any]:
+    """Images and labels as PyTorch's tensors."""
     import torch
 
     device = peers.torch_device()
-    model = foolbox.PyTorchModel(peers.torch_network(network), bounds=(0, 1), device=device)
-    step_size = 2.5 * options.epsilon / options.num_steps
+    return torch.from_numpy(peers.channels_first(xs)).to(device), torch.from_numpy(np.array(ys)).long().to(device)
+
+
+def foolbox_pgd(network: networks.Trained, options: Options) -> Attack:
+    """(xs, ys) -> [n] whether foolbox's PGD succeeded."""
+    import foolbox
+
+    model, epsilon = foolbox_model(network), options.epsilons[1]
+    step_size = 2.5 * epsilon / options.num_steps
     attack = foolbox.attacks.L2ProjectedGradientDescentAttack(abs_stepsize=step_size, steps=options.num_steps)
+    return lambda xs, ys: attack(model, *tensors(xs, ys), epsilons=epsilon)[2].cpu().numpy()
+
+
+def foolbox_nearest(network: networks.Trained, options: Options) -> dict[str, Attack]:
+    """By name, (xs, ys) -> [n] distances of foolbox's minimum-norm attacks."""
+    import foolbox
+
+    model = foolbox_model(network)
+    attacks = {
+        "DDN": foolbox.attacks.DDNAttack(steps=options.nearest_steps),
+        "FMN": foolbox.attacks.L2FMNAttack(steps=options.nearest_steps),
+        "DeepFool": foolbox.attacks.L2DeepFoolAttack(),
+        "C&W": foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=5, steps=options.nearest_steps),
+    }
+
+    def distances(attack: Any) -> Attack:
+        def run(xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
+            images, labels = tensors(xs, ys)
+            _, clipped, success = attack(model, images, labels, epsilons=None)
+            sizes = (clipped - images).flatten(1).norm(dim=1)
+            return np.where(success.cpu().numpy(), sizes.cpu().numpy(), np.inf)
+
+        return run
+
+    return {name: distances(attack) for name, attack in attacks.items()}
+
+
+def foolbox_worst(network: networks.Trained, options: Options) -> Attack:
+    """(xs, ys) -> [e] robust accuracies under foolbox's PGD from ten starts."""
+    import foolbox
+
+    model = foolbox_model(network)
+    attack = foolbox.attacks.L2ProjectedGradientDescentAttack(
+        rel_stepsize=2.5 / options.worst_steps, steps=options.worst_steps
+    )
 
     def run(xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
-        images = torch.from_numpy(peers.channels_first(xs)).to(device)
-        labels = torch.from_numpy(np.array(ys)).long().to(device)
-        _, _, success = attack(model, images, labels, epsilons=options.epsilon)
-        return success.cpu().numpy()
+        success = attack.repeat(10)(model, *tensors(xs, ys), epsilons=list(options.epsilons))[2]
+        return 1 - success.float().mean(1).cpu().numpy()
 
     return run
 

@@ -1,8 +1,8 @@
 """How far is each point from a classifier's decision boundary, and how does training move that distance?"""
 
-from jaxmargin import losses, models, norms, objectives, regularizers
+from jaxmargin import attacks, losses, models, norms, objectives, regularizers
 from jaxmargin.adapters import from_batched, from_linen, from_nnx
-from jaxmargin.attacks import Attack, pgd
+from jaxmargin.attacks import Attack, apgd, ddn, deepfool, fmn, minimum_norm, pgd, square, worst_case
 from jaxmargin.batching import over_batch
 from jaxmargin.lipschitz import local_lipschitz
 from jaxmargin.margins import Margins, Summary, histogram, linear_margin, lipschitz_margin, summarize
@@ -11,7 +11,8 @@ from jaxmargin.norms import Norm, l1, l2, linf
 __version__ = "0.1.0"
 
 __all__ = [
-    "Attack", "Margins", "Norm", "Summary", "from_batched", "from_linen", "from_nnx", "histogram", "l1", "l2",
-    "linear_margin", "linf", "lipschitz_margin", "local_lipschitz", "losses", "models", "norms", "objectives",
-    "over_batch", "pgd", "regularizers", "summarize",
+    "Attack", "Margins", "Norm", "Summary", "apgd", "attacks", "ddn", "deepfool", "fmn", "from_batched", "from_linen",
+    "from_nnx", "histogram", "l1", "l2", "linear_margin", "linf", "lipschitz_margin", "local_lipschitz", "losses",
+    "minimum_norm", "models", "norms", "objectives", "over_batch", "pgd", "regularizers", "square", "summarize",
+    "worst_case",
 ]  # fmt: skip

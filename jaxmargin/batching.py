@@ -2,8 +2,8 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +13,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxmargin import checks
 from jaxmargin.lipschitz import stable_rows
 from jaxmargin.rewriting import loopable
+from jaxmargin.together import Together
 
 __all__ = ["Measurement", "over_batch"]
 
 Array = jax.Array | np.ndarray
-
-# Examples that share their samples in one call: what they share then costs little, and a call is not too long.
-_TOGETHER = 16
 
 
 def over_batch(
@@ -32,16 +30,15 @@ def over_batch(
 ) -> "Measurement":
     """Lifts a measure of one example to n examples: ``run(params, key, xs, ys)``, jitted, in batches of fixed shape.
 
-    Nothing is traced again for other parameters or another n. Measures that share their samples between examples
-    (``lipschitz_margin``) take a batch together, with the key itself; the others take it side by side, example i with
-    ``fold_in(key, i)``. On a CPU neither batch_size nor chunk_size nor mesh changes a bit of the result, with one
-    exception: an attack on hidden layers written as W @ x, not x @ W, rounds differently in batches of hundreds.
+    Nothing is traced again for other parameters or another n. Example i has ``fold_in(key, i)``, except in measures
+    that share their samples between examples (``lipschitz_margin``), which use the key itself. On a CPU neither
+    batch_size nor chunk_size nor mesh changes a bit of the result, with one exception: an attack on hidden layers
+    written as W @ x, not x @ W, rounds differently in batches of hundreds.
 
     Args:
       measure: a function (logits_fn, key, x, y, *, options) -> NamedTuple, such as ``lipschitz_margin`` or ``pgd``.
       apply_fn: (params, x [*d]) -> logits [c], the classifier of one example, deterministic.
-      batch_size: examples that one device takes in one call; None takes 16 of a measure that shares samples, else as
-        many as keep the device busy.
+      batch_size: examples that one device takes in one call; None takes as many as keep it busy.
       mesh: devices that share the work: examples are divided among its axis "points", and the samples of each example
         among its axis "samples"; either may be missing. None uses one device. On several hosts
         (``jax.distributed.initialize``) every host makes the same call with the same arguments and gets the whole
@@ -50,7 +47,7 @@ def over_batch(
 
     Returns:
       A Measurement, called as ``run(params, key, xs [n, *d], ys [n])``, which gives the measure's NamedTuple with
-      fields of length n.
+      fields of length n. Numbers may be left open until then, ``run(..., epsilon=0.5)``: a sweep compiles once.
 
     Raises:
       ValueError: an option the measure does not have, batch_size < 1, a mesh with other axes; when called, whatever
@@ -67,33 +64,60 @@ def over_batch(
     checks.options(measure, options, known)
     if batch_size is not None:
         checks.whole("batch_size", batch_size)
-    together = getattr(measure, "together", None)
+    together: Together | None = getattr(measure, "together", None)
     if together is not None:  # it has no defaults of its own
-        options = {name: p.default for name, p in known.items()} | options
-    devices = _axes(mesh, together is not None)
+        options = {name: p.default for name, p in known.items() if p.default is not p.empty} | options
+    devices = _axes(mesh, together is not None and together.divides_samples)
     if devices.get("samples", 1) > 1:
         options = options | {"axis_name": "samples"}
 
-    def one(params: Any, key: jax.Array, index: jax.Array, x: jax.Array, y: jax.Array) -> tuple[Any, jax.Array]:
-        logits_fn = functools.partial(apply_fn, params)
-        return measure(logits_fn, jax.random.fold_in(key, index), x, y, **options), jnp.isfinite(logits_fn(x)).all()
+    def step(given: _Given, n: jax.Array, indices: jax.Array, xs: jax.Array, ys: jax.Array) -> Any:
+        logits_fn, chosen = functools.partial(apply_fn, given.params), options | given.values
 
-    def step(params: Any, key: jax.Array, n: jax.Array, indices: jax.Array, xs: jax.Array, ys: jax.Array) -> Any:
+        def one(index: jax.Array, x: jax.Array, y: jax.Array) -> tuple[Any, jax.Array]:
+            key = jax.random.fold_in(given.key, index)
+            return measure(logits_fn, key, x, y, **chosen), jnp.isfinite(logits_fn(x)).all()
+
         with jax.default_matmul_precision("float32"):
             if together is None:
-                return jax.vmap(functools.partial(one, params, key))(indices, xs, ys)
-            logits_fn = functools.partial(apply_fn, params)
+                return jax.vmap(one)(indices, xs, ys)
             finite = jax.lax.map(lambda x: jnp.isfinite(logits_fn(x)).all(), xs)
-            return together(logits_fn, key, xs, ys, indices < n, **options), finite
+            return together.run(logits_fn, given.key, indices, xs, ys, indices < n, **chosen), finite
 
     @jax.jit
     def probe(params: Any, xs: jax.Array) -> jax.Array:
         return jax.lax.map(functools.partial(apply_fn, params), xs)
 
     if batch_size is None:
-        batch_size = _TOGETHER if together else _side_by_side()
+        batch_size = together.batch_size() if together else _side_by_side()
     steps = _divided(step, mesh), _divided(step, mesh, _for_convolutions())
-    return Measurement(probe, steps, batch_size, alone=together is not None, mesh=mesh)
+    checks.box(box := options.get("box"))
+    any_size = together is not None and together.of_any_size
+    needed = {name for name, p in known.items() if p.default is p.empty} - set(options)
+    refuse = functools.partial(_refuse_values, measure, known, needed)
+    return Measurement(refuse, probe, steps, batch_size, any_size=any_size, mesh=mesh, box=box)
+
+
+class _Given(NamedTuple):
+    """What is the same for all examples of a call."""
+
+    params: Any
+    key: jax.Array
+    values: dict[str, jax.Array]
+
+
+def _given(params: Any, key: jax.Array, values: dict[str, Any]) -> _Given:
+    return _Given(params, key, {name: jnp.asarray(value, jnp.float32) for name, value in values.items()})
+
+
+def _refuse_values(measure: Callable, known: Iterable[str], needed: set[str], values: dict[str, Any]) -> None:
+    """Refuses options of a call that the measure does not have, misses those it needs, and wants them positive."""
+    checks.options(measure, values, known)
+    if missing := sorted(needed - set(values)):
+        name = getattr(measure, "__name__", repr(measure))
+        raise ValueError(f"{name} needs the option {', '.join(missing)}: pass it to over_batch or with the examples")
+    for name, value in values.items():
+        checks.positive(name, value)
 
 
 def _side_by_side() -> int:
@@ -121,7 +145,7 @@ def _divided(step: Callable, mesh: Mesh | None, compiler_options: dict[str, str]
     mesh = Mesh(mesh.devices, mesh.axis_names)  # its axes as JAX divides them, whatever types the caller's have
     mine = PartitionSpec("points") if "points" in mesh.axis_names else PartitionSpec()
     whole = PartitionSpec()
-    given = whole, whole, whole, mine, mine, mine
+    given = whole, whole, mine, mine, mine
     shared = jax.shard_map(step, mesh=mesh, in_specs=given, out_specs=mine, check_vma=False)
     return jax.jit(shared, out_shardings=NamedSharding(mesh, whole), compiler_options=compiler_options)
 
@@ -147,13 +171,22 @@ class Measurement:
     """
 
     def __init__(
-        self, probe: Any, steps: tuple[Callable, Callable], batch_size: int, *, alone: bool, mesh: Mesh | None
+        self,
+        refuse: Callable[[dict[str, Any]], None],
+        probe: Any,
+        steps: tuple[Callable, Callable],
+        batch_size: int,
+        *,
+        any_size: bool,
+        mesh: Mesh | None,
+        box: tuple[float, float] | None,
     ) -> None:
-        self._probe, self.batch_size, self._alone, self._mesh = probe, batch_size, alone, mesh
+        self._refuse, self._probe, self.batch_size = refuse, probe, batch_size
+        self._any_size, self._mesh, self._box = any_size, mesh, box
         self._step, self._convolving_step = steps  # the second one cannot be called inside of another jit
         self._convolves: bool | None = None  # not known before the first call
 
-    def __call__(self, params: Any, key: jax.Array, xs: Array, ys: Array) -> Any:
+    def __call__(self, params: Any, key: jax.Array, xs: Array, ys: Array, **values: float | jax.Array) -> Any:
         """Measures n examples.
 
         Args:
@@ -161,6 +194,7 @@ class Measurement:
           key: a PRNG key; example i uses ``fold_in(key, i)``.
           xs: [n, *d] floating-point inputs.
           ys: [n] integer classes.
+          **values: positive numbers for options of the measure, such as epsilon, that need no compilation of their own.
 
         Returns:
           The measure's NamedTuple with fields of length n.
@@ -168,17 +202,20 @@ class Measurement:
         Raises:
           ValueError: see ``over_batch``.
         """
-        if checks.concrete(params, key, xs, ys):
-            parts = list(self.batches(params, key, xs, ys))
+        if checks.concrete(params, key, xs, ys, values):
+            parts = list(self.batches(params, key, xs, ys, 0, **values))
             return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
         # Inside somebody else's transformation: a loop over the batches instead of calls from the host.
-        size, n = self._check(params, xs, ys), len(xs)
+        self._refuse(values)
+        size, n, given = self._check(params, xs, ys), len(xs), _given(params, key, values)
         indices = np.arange(-(-n // size) * size).reshape(-1, size)  # [batches, size]
         rows = np.minimum(indices, n - 1)
-        result = jax.lax.map(lambda batch: self._step(params, key, n, *batch)[0], (indices, xs[rows], ys[rows]))
+        result = jax.lax.map(lambda batch: self._step(given, n, *batch)[0], (indices, xs[rows], ys[rows]))
         return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:n], result)
 
-    def batches(self, params: Any, key: jax.Array, xs: Array, ys: Array, first: int = 0) -> Iterator[Any]:
+    def batches(
+        self, params: Any, key: jax.Array, xs: Array, ys: Array, first: int = 0, **values: float | jax.Array
+    ) -> Iterator[Any]:
         """Measures n examples batch by batch, for callers that show progress or save what they have.
 
         Args:
@@ -187,19 +224,21 @@ class Measurement:
           xs: [n, *d] floating-point inputs.
           ys: [n] integer classes.
           first: index of the first example still to measure; results do not depend on where a run was cut.
+          **values: as when called.
 
         Yields:
           The measure's NamedTuple for the examples of one batch, in order.
         """
+        self._refuse(values)
         size, n = self._check(params, xs, ys), len(xs)
         if self._convolves is None:
             self._convolves = "conv_general_dilated" in str(self._probe.trace(params, _few(xs)).jaxpr)
         step = self._convolving_step if self._convolves else self._step
-        params, key, xs, ys = self._everywhere(params, key, xs, ys)
+        given, xs, ys = self._everywhere(_given(params, key, values), xs, ys)
         for start in range(first, n, size):
             indices = start + np.arange(size)
             rows = np.minimum(indices, n - 1)  # the last example fills its batch up
-            measured = step(params, key, n, indices, xs[rows], ys[rows])
+            measured = step(given, n, indices, xs[rows], ys[rows])
             result, finite = jax.tree.map(lambda leaf: leaf[: n - start], measured)  # noqa: B023
             _refuse_nan(result, finite, start)
             yield result
@@ -207,13 +246,14 @@ class Measurement:
     def _check(self, params: Any, xs: Array, ys: Array) -> int:
         """Refuses what is wrong with the examples or the logits of the first of them; returns the size of a batch."""
         checks.examples(xs, ys)
+        checks.in_box("xs", xs, self._box)
         few = _few(xs)
         out = jax.eval_shape(self._probe, params, few)
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), out)
         num_classes = checks.logits_like(one, jnp.shape(xs)[1:])
         if checks.concrete(params, xs, ys):
             checks.scores(self._probe(params, few), ys)
-        stable = 1 if self._alone else stable_rows(min(xs[0].size, num_classes))
+        stable = 1 if self._any_size else stable_rows(min(xs[0].size, num_classes))
         devices = 1 if self._mesh is None else self._mesh.shape.get("points", 1)
         return max(self.batch_size, stable) * devices
 

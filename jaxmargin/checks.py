@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 __all__ = [
-    "box", "concrete", "divisible", "example", "examples", "label", "logits", "logits_like", "one_of", "options",
-    "positive", "precision", "scores", "whole",
+    "box", "concrete", "divisible", "example", "examples", "in_box", "label", "logits", "logits_like", "one_of",
+    "options", "positive", "precision", "scores", "whole",
 ]  # fmt: skip
 
 
@@ -70,11 +70,19 @@ def box(value: tuple[float, float] | None) -> None:
         raise ValueError(f"box={value} is empty: pass (low, high) with low < high")
 
 
+def in_box(name: str, value: Any, box: tuple[float, float] | None) -> None:
+    """Refuses inputs outside the box (traced ones pass)."""
+    if box is None or not concrete(value):
+        return
+    least, most = float(jnp.min(value)), float(jnp.max(value))
+    if least < box[0] or most > box[1]:
+        raise ValueError(f"{name} spans [{least:g}, {most:g}], outside box={box}: scale the inputs or pass their box")
+
+
 def options(function: Callable, given: Iterable[str], known: Iterable[str]) -> None:
     """Refuses keyword options that the function does not have."""
-    unknown = sorted(set(given) - set(known))
-    if unknown:
-        name = getattr(function, "__name__", repr(function))
+    name = getattr(function, "__name__", repr(function))
+    if unknown := sorted(set(given) - set(known)):
         raise ValueError(f"{name} has no option {', '.join(unknown)}: it takes {', '.join(sorted(known))}")
 
 

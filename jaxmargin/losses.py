@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-__all__ = ["cross_entropy", "dlr", "logit_margin", "soft_logit_margin"]
+__all__ = ["cross_entropy", "dlr", "logit_margin", "scaled_cross_entropy", "soft_logit_margin", "targeted_dlr"]
 
 
 def logit_margin(logits: jax.Array, y: jax.Array) -> jax.Array:
@@ -55,6 +55,23 @@ def cross_entropy(logits: jax.Array, y: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, y)
 
 
+def scaled_cross_entropy(logits: jax.Array, y: jax.Array) -> jax.Array:
+    """Cross-entropy of the logits divided by the gap between their two largest, which cannot saturate.
+
+    The gap counts as a constant, so that the gradient is the cross-entropy's at a temperature that fits the point.
+
+    Args:
+      logits: [c], c >= 2.
+      y: integer class in [0, c).
+
+    Returns:
+      A scalar >= 0, in nats.
+    """
+    top = jax.lax.top_k(logits, 2)[0]
+    gap = jax.lax.stop_gradient(jnp.maximum(top[0] - top[1], 1e-12))
+    return cross_entropy((logits - top[0]) / gap, y)
+
+
 def dlr(logits: jax.Array, y: jax.Array) -> jax.Array:
     """-(f_y - max_{k != y} f_k) / (f_(1) - f_(3)): the margin relative to the spread of the three largest logits.
 
@@ -75,6 +92,29 @@ def dlr(logits: jax.Array, y: jax.Array) -> jax.Array:
         raise ValueError(f"logits have c={logits.shape[0]} classes: dlr needs three; use logit_margin below that")
     top = jax.lax.top_k(logits, 3)[0]
     return -logit_margin(logits, y) / (top[0] - top[2] + 1e-12)
+
+
+def targeted_dlr(logits: jax.Array, y: jax.Array, target: jax.Array) -> jax.Array:
+    """-(f_y - f_target) / (f_(1) - (f_(3) + f_(4)) / 2): ``dlr`` towards one class.
+
+    Args:
+      logits: [c], c >= 4.
+      y: integer class in [0, c).
+      target: integer class in [0, c), another one.
+
+    Returns:
+      A scalar, unchanged when the logits are scaled or shifted.
+
+    Raises:
+      ValueError: fewer than four classes.
+
+    Reference:
+      Croce and Hein 2020, Reliable evaluation of adversarial robustness, eq. (7).
+    """
+    if logits.shape[0] < 4:
+        raise ValueError(f"logits have c={logits.shape[0]} classes: targeted_dlr needs four; use logit_margin below")
+    top = jax.lax.top_k(logits, 4)[0]
+    return -(logits[y] - logits[target]) / (top[0] - (top[2] + top[3]) / 2 + 1e-12)
 
 
 def _without(logits: jax.Array, y: jax.Array) -> jax.Array:

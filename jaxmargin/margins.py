@@ -15,6 +15,7 @@ from jaxmargin import checks
 from jaxmargin.lipschitz import cross_lipschitz
 from jaxmargin.norms import Norm, l2
 from jaxmargin.rivals import gap_over_slope
+from jaxmargin.together import Together
 
 __all__ = ["Margins", "Summary", "histogram", "linear_margin", "lipschitz_margin", "summarize"]
 
@@ -118,13 +119,15 @@ def lipschitz_margin(
     checks.label(y)
     options: dict[str, Any] = dict(norm=norm, radius=radius, num_samples=num_samples, chunk_size=chunk_size, box=box)
     options |= dict(exact=exact, tolerance=tolerance, precision=precision)
-    margins = _together(logits_fn, key, jnp.asarray(x)[None], jnp.asarray(y)[None], jnp.ones(1, bool), **options)
+    one = jnp.asarray(x)[None], jnp.asarray(y)[None], jnp.ones(1, bool)
+    margins = _together(logits_fn, key, jnp.zeros(1, int), *one, **options)
     return jax.tree.map(lambda leaf: leaf[0], margins)
 
 
 def _together(
     logits_fn: Callable[[jax.Array], jax.Array],
     key: jax.Array,
+    indices: jax.Array,
     xs: jax.Array,
     ys: jax.Array,
     asked: jax.Array,
@@ -132,7 +135,8 @@ def _together(
     radius: float,
     **options: Any,
 ) -> Margins:
-    """``lipschitz_margin`` of b examples, which share their samples; where ``asked`` is False, anything."""
+    """``lipschitz_margin`` of b examples, which share their samples."""
+    del indices
     checks.logits(logits_fn, xs[0])
     with jax.default_matmul_precision("float32"):
         logits = jax.lax.map(logits_fn, xs)  # [b, c]
@@ -149,7 +153,9 @@ def _together(
     )
 
 
-lipschitz_margin.together = _together  # type: ignore[attr-defined]  # how over_batch takes a batch
+# In batches of 16 what the examples share costs little, and a call does not take too long.
+_TOGETHER = Together(_together, batch_size=lambda: 16, divides_samples=True)
+lipschitz_margin.together = _TOGETHER  # type: ignore[attr-defined]
 
 
 def linear_margin(

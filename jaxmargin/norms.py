@@ -1,4 +1,4 @@
-"""Norms as values: what distances, projections, steps and samples need to know of a norm, as five functions.
+"""Norms as values: what distances, projections, steps and samples need to know of a norm, as six functions.
 
 >>> import jax.numpy as jnp, jaxmargin as jm
 >>> g = jnp.array([3.0, -4.0])
@@ -23,6 +23,8 @@ class Norm(NamedTuple):
       size: x -> ||x||, a scalar.
       dual_size: g -> ||g||_* = max <g, u> over ||u|| <= 1, the size of a gradient.
       steepest: g -> the u with ||u|| <= 1 that attains it; 0 where g = 0.
+      spread: (g, share) -> a direction of ascent with ||u|| <= 1 that moves at least that share of the coordinates: the
+        steepest one, which in l1 would move a single coordinate.
       project: (x, radius) -> the nearest point (Euclidean) of the ball of that radius around 0.
       sample_ball: (key, shape) -> one point uniform in the unit ball.
     """
@@ -30,6 +32,7 @@ class Norm(NamedTuple):
     size: Callable[[jax.Array], jax.Array]
     dual_size: Callable[[jax.Array], jax.Array]
     steepest: Callable[[jax.Array], jax.Array]
+    spread: Callable[[jax.Array, jax.Array | float], jax.Array]
     project: Callable[[jax.Array, jax.Array | float], jax.Array]
     sample_ball: Callable[[jax.Array, tuple[int, ...]], jax.Array]
 
@@ -58,6 +61,14 @@ def _l1_steepest(g: jax.Array) -> jax.Array:
     flat = g.reshape(-1)
     largest = jnp.argmax(jnp.abs(flat))
     return jnp.zeros_like(flat).at[largest].set(jnp.sign(flat[largest])).reshape(g.shape)
+
+
+def _l1_spread(g: jax.Array, share: jax.Array | float) -> jax.Array:
+    size = jnp.abs(g).reshape(-1)
+    count = jnp.clip(jnp.ceil(share * size.size).astype(int), 1, size.size)
+    least = jnp.sort(size)[size.size - count]
+    signs = jnp.where(jnp.abs(g) >= least, jnp.sign(g), 0.0)
+    return signs / jnp.maximum(_l1_size(signs), 1.0)
 
 
 def _l2_project(x: jax.Array, radius: jax.Array | float) -> jax.Array:
@@ -91,6 +102,6 @@ def _l1_sample(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return laplace / (_l1_size(laplace) + jax.random.exponential(key_slack))
 
 
-l2 = Norm(_l2_size, _l2_size, _l2_steepest, _l2_project, _l2_sample)
-linf = Norm(_linf_size, _l1_size, jnp.sign, _linf_project, _linf_sample)
-l1 = Norm(_l1_size, _linf_size, _l1_steepest, _l1_project, _l1_sample)
+l2 = Norm(_l2_size, _l2_size, _l2_steepest, lambda g, share: _l2_steepest(g), _l2_project, _l2_sample)
+linf = Norm(_linf_size, _l1_size, jnp.sign, lambda g, share: jnp.sign(g), _linf_project, _linf_sample)
+l1 = Norm(_l1_size, _linf_size, _l1_steepest, _l1_spread, _l1_project, _l1_sample)

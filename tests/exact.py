@@ -1,7 +1,7 @@
-"""Exact distances and slopes of tiny ReLU networks f(z) = V relu(W z + b) + a in the plane, by enumeration in float64.
+"""Exact distances and slopes of tiny ReLU networks f(z) = V relu(W z + b) + a in 2-D or 3-D, enumerated in float64.
 
-The activation pattern of the hidden layer cuts the plane into cells, and f is affine in each. Every pattern is listed,
-also those that no point has: their lines only add candidates, which are checked one by one.
+The activation pattern of the hidden layer cuts the space into cells, and f is affine in each. Every pattern is listed,
+also those that no point has: their planes only add candidates, which are checked one by one.
 """
 
 import itertools
@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-_SLACK = 1e-9  # what float64 loses where two lines meet
+_SLACK = 1e-9  # what float64 loses where planes meet
 
 
 class Net(NamedTuple):
-    """Weights of one network: W [h, 2], b [h], V [c, h], a [c]."""
+    """Weights of one network: W [h, d], b [h], V [c, h], a [c]."""
 
     hidden: np.ndarray
     hidden_bias: np.ndarray
@@ -21,13 +21,13 @@ class Net(NamedTuple):
     output_bias: np.ndarray
 
     def logits(self, points):
-        """f at points [m, 2], as [m, c]."""
+        """f at points [m, d], as [m, c]."""
         return np.maximum(points @ self.hidden.T + self.hidden_bias, 0) @ self.output.T + self.output_bias
 
 
-def random_net(rng, hidden, num_classes):
+def random_net(rng, hidden, num_classes, dimension=2):
     """A network with biases, its values held exactly by float32."""
-    shapes = (hidden, 2), (hidden,), (num_classes, hidden), (num_classes,)
+    shapes = (hidden, dimension), (hidden,), (num_classes, hidden), (num_classes,)
     return Net(*(np.float64(np.float32(rng.normal(size=shape))) for shape in shapes))
 
 
@@ -39,13 +39,13 @@ def patterns(net):
 def distance(net, x):
     """The l2 distance from x to the nearest point where another class scores as high as the predicted one.
 
-    The set where class k catches up is a polygon in each cell, bounded by the cell's lines and one line f_p = f_k. Its
-    point nearest to x is a foot of x on one of the lines or a corner; the nearest of these that lies in it is exact.
+    The set where class k catches up is a polytope in each cell, bounded by the cell's planes and the plane f_p = f_k.
+    Its point nearest to x is the foot of x on a plane or where some of them meet; the nearest of these in it is exact.
     """
     p = np.argmax(net.logits(x[None])[0])
     best = np.inf
     for pattern in patterns(net):
-        gradients = (net.output * pattern) @ net.hidden  # [c, 2]
+        gradients = (net.output * pattern) @ net.hidden  # [c, d]
         offsets = (net.output * pattern) @ net.hidden_bias + net.output_bias  # [c]
         for k in set(range(len(offsets))) - {p}:
             normals = np.vstack([net.hidden, gradients[p] - gradients[k]])
@@ -81,14 +81,13 @@ def bound(net, x, radius):
 
 
 def _candidates(x, normals, offsets):
-    """The feet of x on the lines n z + o = 0, and the points where two of them meet."""
-    square = (normals**2).sum(1)
-    lines = square > 0
-    normals, offsets, square = normals[lines], offsets[lines], square[lines]
-    feet = x - ((normals @ x + offsets) / square)[:, None] * normals
-    i, j = np.triu_indices(len(normals), 1)
-    determinant = normals[i, 0] * normals[j, 1] - normals[i, 1] * normals[j, 0]
-    i, j, determinant = (array[determinant != 0] for array in (i, j, determinant))
-    first = normals[i, 1] * offsets[j] - normals[j, 1] * offsets[i]
-    second = normals[j, 0] * offsets[i] - normals[i, 0] * offsets[j]
-    return np.vstack([feet, np.stack([first, second], 1) / determinant[:, None]])
+    """The feet of x on the planes n z + o = 0, and on whatever two or more of them have in common."""
+    feet = []
+    for count in range(1, len(x) + 1):
+        chosen = np.array(list(itertools.combinations(range(len(normals)), count)))  # [m, count]
+        planes = normals[chosen]  # [m, count, d]
+        gram = planes @ planes.swapaxes(1, 2)  # [m, count, count]
+        meet = np.linalg.det(gram) > 1e-12 * np.prod(np.einsum("mii->mi", gram), 1)
+        planes, gram, missing = planes[meet], gram[meet], (planes @ x + offsets[chosen])[meet]
+        feet.append(x - np.einsum("mkd,mk->md", planes, np.linalg.solve(gram, missing[..., None])[..., 0]))
+    return np.vstack(feet)

@@ -13,15 +13,16 @@ import pytest
 import jaxmargin as jm
 
 MODULES = [
-    importlib.import_module(f"jaxmargin.{module.name}")
-    for module in pkgutil.iter_modules(jm.__path__)
-    if not module.ispkg
+    importlib.import_module(module.name)
+    for module in pkgutil.walk_packages(jm.__path__, "jaxmargin.")
+    if not module.name.startswith("jaxmargin.lab")
 ]
 
 CONTRACT = [
     *("from_batched", "from_linen", "from_nnx", "over_batch"),
     *("lipschitz_margin", "linear_margin", "local_lipschitz", "pgd", "summarize", "histogram"),
     *("l2", "linf", "l1", "Norm", "Margins", "Summary", "Attack"),
+    *("minimum_norm", "worst_case", "square", "apgd", "ddn", "fmn", "deepfool"),
     *("objectives.standard", "objectives.lcr", "objectives.amr", "objectives.margin_term"),
     *("models.linear", "models.mlp", "models.cnn"),
     *("losses.logit_margin", "losses.soft_logit_margin", "losses.cross_entropy", "losses.dlr"),
@@ -82,7 +83,7 @@ def test_the_names_of_the_contract_exist(name):
 
 @pytest.mark.parametrize("module", [jm, *MODULES], ids=lambda module: module.__name__)
 def test_all_is_sorted_and_complete(module):
-    assert list(module.__all__) == sorted(module.__all__)
+    assert list(module.__all__) == sorted(module.__all__, key=lambda name: (not name.isupper(), name))
     own = {
         name
         for name, found in vars(module).items()
@@ -141,7 +142,13 @@ def test_functions_are_annotated(name):
     assert all(parameter.annotation is not parameter.empty for parameter in signature.parameters.values())
 
 
-@pytest.mark.parametrize("name", ["margins.lipschitz_margin", "margins.linear_margin", "attacks.pgd"])
+MEASURES = [
+    *("margins.lipschitz_margin", "margins.linear_margin"),
+    *(f"attacks.{name}" for name in ("pgd", "apgd", "square", "ddn", "fmn", "deepfool", "minimum_norm", "worst_case")),
+]
+
+
+@pytest.mark.parametrize("name", MEASURES)
 def test_measures_are_all_called_alike(name):
     first, rest = list(parameters(FUNCTIONS[name]))[:4], list(parameters(FUNCTIONS[name]))[4:]
     assert [parameter.name for parameter in first] == ["logits_fn", "key", "x", "y"]

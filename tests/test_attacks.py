@@ -1,4 +1,4 @@
-"""Attacks against classifiers whose distance is known."""
+"""What all attacks with a radius have in common: the ball, the box, and what is planted in them."""
 
 import functools
 
@@ -6,158 +6,147 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_linear
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import jaxmargin as jm
 
-NORMS = {"l2": (jm.l2, 2, 2), "linf": (jm.linf, np.inf, 1), "l1": (jm.l1, 1, np.inf)}  # orders of norm and dual
-norms = pytest.mark.parametrize(("norm", "order", "dual"), NORMS.values(), ids=NORMS)
+ORDERS = {"l2": 2, "linf": np.inf, "l1": 1}
+ATTACKS = {
+    "pgd": functools.partial(jm.pgd, num_steps=10, loss="logit_margin"),
+    "pgd, best": functools.partial(jm.pgd, num_steps=10, keep="best", restarts=2, loss="scaled_cross_entropy"),
+    "apgd": functools.partial(jm.apgd, num_steps=10),
+    "worst_case": functools.partial(jm.worst_case, num_steps=10),
+    "square": functools.partial(jm.square, num_queries=30),
+}
+attacks = pytest.mark.parametrize("name", ATTACKS)
+PAIRS = [(name, norm) for name in ATTACKS for norm in ORDERS if (name, norm) != ("square", "l1")]
+pairs = pytest.mark.parametrize(("name", "norm"), PAIRS)
 
 
-def right(linear):
-    """The same classifier, every label the predicted one."""
-    return linear._replace(ys=np.argmax(linear.xs @ linear.weights.T + linear.biases, 1))
+def logits_of(params, x):
+    return jnp.tanh(params @ x)
 
 
-def attack(linear, key, apply_fn=None, **options):
-    run = jm.over_batch(jm.pgd, apply_fn or linear.apply, **options)
-    return run(linear.params, key, jnp.asarray(linear.xs, jnp.float32), linear.ys)
+@functools.cache
+def compiled(name, norm, box):
+    """One compilation an attack, norm and box: hypothesis then varies what is traced."""
+
+    def attack(params, key, x, y, epsilon):
+        step = dict(step_size=2.5 * epsilon / 10) if name.startswith("pgd") else {}
+        logits_fn = functools.partial(logits_of, params)
+        return ATTACKS[name](logits_fn, key, x, y, norm=getattr(jm, norm), epsilon=epsilon, box=box, **step)
+
+    return jax.jit(attack)
 
 
-def sizes(linear, found, order):
-    return np.linalg.norm(np.float64(found.x_adv) - linear.xs, order, axis=1)
+@pairs
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31), exponent=st.floats(-9, 2), bounded=st.booleans())
+def test_what_comes_out_lies_in_the_ball_and_in_the_box(name, norm, seed, exponent, bounded):
+    rng = np.random.default_rng(seed)
+    epsilon = 10.0**exponent
+    x = rng.uniform(size=12).astype(np.float32)
+    x[rng.integers(0, 12, 4)] = rng.integers(0, 2)  # some at the edge
+    params = jnp.asarray(rng.normal(size=(3, 12)), jnp.float32)
+    attack = compiled(name, norm, (0.0, 1.0) if bounded else None)
+    found = attack(params, jax.random.key(seed), jnp.asarray(x), rng.integers(0, 3), jnp.float32(epsilon))
+    offset = np.float64(found.x_adv) - np.float64(x)
+    assert np.linalg.norm(offset, ORDERS[norm]) <= np.float64(np.float32(epsilon)) * (1 + 1e-6)
+    if bounded:
+        assert found.x_adv.min() >= 0
+        assert found.x_adv.max() <= 1
+    if epsilon < 1e-8:  # below the grid of float32, except at 0
+        np.testing.assert_array_equal(np.asarray(found.x_adv)[x > 0.2], x[x > 0.2])
 
 
-@norms
-def test_an_attack_finds_a_point_exactly_where_the_boundary_is_within_reach(norm, order, dual, key):
-    linear = right(random_linear(2))  # two classes: the way to the boundary is the steepest one
-    distances = linear.margins(dual)
-    epsilon = float(np.median(distances))
-    options = dict(norm=norm, epsilon=epsilon, step_size=epsilon / 40, num_steps=300, loss="logit_margin")
-    found = attack(linear, key, **options)
-    clear = np.abs(distances / epsilon - 1) > 0.05
-    assert clear.sum() > 10
-    np.testing.assert_array_equal(found.found[clear], (distances < epsilon)[clear])
-    assert 0 < found.found.sum() < len(distances)
+@pairs
+def test_a_planted_adversarial_example_is_found(name, norm):
+    rng = np.random.default_rng(0)
+    dimension, n = 12, 40
+    order = ORDERS[norm]
+    weights = rng.normal(size=(n, dimension))
+    xs, epsilon = rng.normal(size=(n, dimension)), 0.5
+    dual = {2: 2, np.inf: 1, 1: np.inf}[order]
+    reach = 0.6 if name == "square" else 0.97  # a random search needs room
+    # A boundary w z = b behind x, at a share of epsilon: everything beyond is planted.
+    offsets = np.einsum("nd,nd->n", weights, xs) + reach * epsilon * np.linalg.norm(weights, dual, axis=1)
+
+    def one(key, w, b, x):
+        options = dict(step_size=0.05) if name.startswith("pgd") else {}
+        steps = {"square": dict(num_queries=300), "worst_case": dict(num_steps=40)}.get(name, dict(num_steps=40))
+        logits_fn = lambda x: jnp.stack([b - w @ x, w @ x - b])  # noqa: E731
+        return ATTACKS[name](logits_fn, key, x, 0, norm=getattr(jm, norm), epsilon=epsilon, **(options | steps))
+
+    keys = jax.random.split(jax.random.key(1), n)
+    arrays = (jnp.asarray(array, jnp.float32) for array in (weights, offsets, xs))
+    found = jax.jit(jax.vmap(one))(keys, *arrays)
+    assert np.mean(found.found) >= (0.9 if name == "square" else 1.0)
 
 
-@norms
-def test_what_is_found_lies_in_the_ball_and_the_box_beyond_the_exact_distance(norm, order, dual, key):
-    linear = random_linear(4)
-    linear = right(linear._replace(xs=np.float64(np.float32(1 / (1 + np.exp(-linear.xs))))))  # inside (0, 1)
-    epsilon = float(np.median(linear.margins(dual)))
-    options = dict(norm=norm, epsilon=epsilon, step_size=epsilon / 20, num_steps=80, box=(0.0, 1.0))
-    found = attack(linear, key, **options)
-    assert found.x_adv.min() >= 0
-    assert found.x_adv.max() <= 1
-    assert (sizes(linear, found, order) <= epsilon * (1 + 1e-6) + 2e-7).all()  # x_adv itself is rounded
-    assert 0 < found.found.sum() < 20
-    assert (sizes(linear, found, order) >= linear.margins(dual) * (1 - 1e-5))[found.found].all()
+@attacks
+def test_an_input_outside_of_its_box_is_refused(name, tiny, key):
+    run = jm.over_batch(ATTACKS[name].func, tiny.model.apply, epsilon=0.1, box=(0.0, 1.0))
+    with pytest.raises(ValueError, match=r"xs spans \[-.*outside box=\(0.0, 1.0\): scale the inputs"):
+        run(tiny.params, key, tiny.xs, tiny.ys)
 
 
-def test_found_and_distance_say_what_the_classifier_says_of_x_adv(linear, key):
-    found = attack(linear, key, epsilon=0.5, step_size=0.05, num_steps=30)
-    predicted = (np.float64(found.x_adv) @ linear.weights.T + linear.biases).argmax(1)
-    np.testing.assert_array_equal(found.found, predicted != linear.ys)
-    np.testing.assert_allclose(found.distance, np.where(found.found, sizes(linear, found, 2), np.inf), rtol=1e-5)
-    assert 0 < found.found.sum() < 20
+@attacks
+def test_logits_that_are_not_finite_are_refused(name, key):
+    def broken(params, x):
+        return jnp.stack([x[0], 1 / (x[1] - x[1])])
+
+    run = jm.over_batch(ATTACKS[name].func, broken, epsilon=0.1)
+    with pytest.raises(ValueError, match="not finite"):
+        run({}, key, jnp.ones((3, 2)), np.zeros(3, int))
 
 
-def test_a_saturated_cross_entropy_finds_nothing_where_the_margin_finds_all(key):
-    linear = right(random_linear(3, dimension=64, n=60))
-    distances = linear.margins(2)
-    scaled = linear._replace(weights=linear.weights * 1000, biases=linear.biases * 1000)
-    np.testing.assert_allclose(scaled.margins(2), distances)  # scaling the logits moves no boundary
-    far = distances > distances.max() / 2  # a random start does not happen to cross the boundary
-    scaled = scaled._replace(xs=scaled.xs[far], ys=scaled.ys[far])
-    epsilon = float(1.2 * distances.max())
-    options = dict(epsilon=epsilon, step_size=epsilon / 50, num_steps=200)
-    assert far.sum() >= 5
-    assert not attack(scaled, key, loss="cross_entropy", **options).found.any()
-    assert attack(scaled, jax.random.clone(key), loss="logit_margin", **options).found.all()
+@attacks
+def test_constant_logits_leave_an_attack_with_nothing(name, key):
+    options = dict(epsilon=0.5) | ATTACKS[name].keywords
+    found = jm.over_batch(ATTACKS[name].func, lambda params, x: jnp.array([1.0, 0.0]) + 0 * x[:2], **options)(
+        {}, key, jnp.ones((4, 3)), np.zeros(4, int)
+    )
+    assert not found.found.any()
+    assert np.isinf(found.distance).all()
 
 
-def test_only_the_last_iterate_counts_even_for_a_point_that_was_wrong(key):
-    xs = jnp.full((50, 1), -0.01)  # just wrong; starts beyond 0 are right, and the cross-entropy saturates there
-    run = jm.over_batch(jm.pgd, lambda scale, x: scale * jnp.array([1.0, -1.0]) * x, epsilon=1.0, num_steps=5)
-    attack = run(jnp.array(1000.0), key, xs, np.zeros(50, int))
-    np.testing.assert_array_equal(attack.found, attack.x_adv[:, 0] < 0)
-    assert 0 < attack.found.sum() < 50
-
-
-def test_dlr_raises_the_error_of_a_fresh_network(tiny, key):
-    run = jm.over_batch(jm.pgd, tiny.model.apply, epsilon=3.0, step_size=0.2, num_steps=40, loss="dlr")
+def test_apgd_breaks_what_lies_just_beyond_the_nearest_adversarial_example(tiny, key):
     ys = np.argmax(jax.vmap(tiny.model.apply, (None, 0))(tiny.params, tiny.xs), 1)
-    assert run(tiny.params, key, tiny.xs, ys).found.mean() > 0.7
+    distances = jm.over_batch(jm.minimum_norm, tiny.model.apply)(tiny.params, key, tiny.xs, ys).distance
+    logits_fn = functools.partial(tiny.model.apply, tiny.params)
+
+    @jax.jit
+    def share_found(share):
+        keys = jax.random.split(jax.random.key(1), len(ys))
+
+        def one(key, x, y, d):
+            return jm.apgd(logits_fn, key, x, y, epsilon=share * d, num_steps=60).found
+
+        return jnp.mean(jax.vmap(one)(keys, tiny.xs, ys, distances))
+
+    assert share_found(0.9) == 0
+    assert share_found(1.02) > 0.5
+    assert share_found(1.2) == 1
 
 
-def test_dlr_refuses_two_classes(key):
-    with pytest.raises(ValueError, match="dlr needs three"):
-        attack(random_linear(2), key, epsilon=1.0, loss="dlr")
+def test_square_refuses_what_it_has_no_windows_for(key):
+    with pytest.raises(ValueError, match="norm=l1 has no square attack"):
+        jm.square(lambda x: x[:2], key, jnp.ones(4), 0, norm=jm.l1, epsilon=1.0)
+    with pytest.raises(ValueError, match=r"x has shape \(1, 2, 2, 1\): the square attack takes an image"):
+        jm.square(lambda x: x.reshape(-1)[:2], key, jnp.ones((1, 2, 2, 1)), 0, epsilon=1.0)
 
 
-def test_one_key_gives_one_result_and_another_key_another(linear, key):
-    run = jm.over_batch(jm.pgd, linear.apply, epsilon=0.5, step_size=0.01, num_steps=3)
-    xs = jnp.asarray(linear.xs, jnp.float32)
-    first, again, other = (run(linear.params, jax.random.key(seed), xs, linear.ys) for seed in (5, 5, 6))
-    jax.tree.map(np.testing.assert_array_equal, first, again)
-    assert (first.x_adv != other.x_adv).all()
+def test_square_needs_no_gradients(key):
+    """A classifier that rounds its input has none; the attacks with gradients stand still."""
+    weights = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 1)), jnp.float32)
 
+    def rounded(params, x):
+        return jnp.tensordot(params, jnp.round(8 * x) / 8, 3)
 
-def test_the_start_is_drawn_from_the_box_and_pulled_into_the_ball(key):
-    def flat(params, x):  # no gradient, so that the attack stays where it starts
-        return jnp.array([2.0, 0.0]) + 0 * x[:2]
-
-    xs = jnp.full((200, 3), 0.9)
-    run = jm.over_batch(jm.pgd, flat, epsilon=0.5, num_steps=1, box=(0.0, 1.0))
-    starts = np.asarray(run({}, key, xs, np.zeros(200, int)).x_adv)
-    assert np.linalg.norm(starts - 0.9, axis=1).max() <= 0.5 * (1 + 1e-6)
-    assert starts.max() <= 1
-    # A start in the ball would lie above and below x alike; one in the box lies below it in nine cases of ten.
-    assert abs((starts < 0.9).mean() - 0.9) < 5 * np.sqrt(0.09 / starts.size)
-
-
-def test_the_steps_follow_the_published_formula(key):
-    weights, y, epsilon = jnp.array([[1.0, -2.0, 0.5], [0.3, 0.0, -1.0]]), 0, 0.3
-    x = jnp.array([0.2, 0.5, 0.9])
-    options = dict(epsilon=epsilon, step_size=0.1, box=(0.0, 1.0))
-    found = [
-        jm.pgd(lambda x: weights @ x, jax.random.clone(key), x, y, num_steps=n, **options).x_adv for n in (1, 2, 3, 4)
-    ]
-    for z, following in zip(found, found[1:], strict=False):
-        z = np.float64(z)
-        logits = np.float64(weights) @ z
-        p = np.exp(logits) / np.exp(logits).sum()
-        gradient = (p - np.eye(2)[y]) @ np.float64(weights)
-        z = np.clip(z + 0.1 * gradient / max(np.linalg.norm(gradient), 1e-6), 0, 1)
-        offset = z - np.float64(x)
-        expected = np.float64(x) + offset * min(1, epsilon / np.linalg.norm(offset))
-        np.testing.assert_allclose(following, expected, atol=1e-6)
-
-
-@pytest.mark.parametrize(("slope", "length"), [(1.0, 0.25), (1e-6, 0.25), (1e-8, 0.0025), (0.0, 0.0)])
-def test_a_gradient_below_the_floor_shortens_the_step(slope, length, key):
-    def after(num_steps):
-        return jm.pgd(
-            lambda x: jnp.stack([0 * x[0], x[0]]), jax.random.clone(key), jnp.zeros(1), 0,
-            epsilon=10.0, step_size=0.25, num_steps=num_steps, loss=lambda logits, y: slope * logits[1],
-        ).x_adv  # fmt: skip
-
-    np.testing.assert_allclose(after(2) - after(1), length, atol=2e-6)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (dict(epsilon=0.0), "epsilon=0.0 must be finite and greater than 0"),
-        (dict(epsilon=float("inf")), "epsilon=inf must be finite"),
-        (dict(epsilon=1.0, step_size=0.0), "step_size=0.0 must be finite and greater than 0"),
-        (dict(epsilon=1.0, num_steps=0), "num_steps=0 must be a whole number of at least 1"),
-        (dict(epsilon=1.0, loss="ce"), "loss='ce' is unknown: choose from cross_entropy, logit_margin, dlr"),
-        (dict(epsilon=1.0, box=(1.0, 0.0)), r"box=\(1.0, 0.0\) is empty.*low < high"),
-    ],
-    ids=str,
-)
-def test_bad_options_are_refused(options, message, linear, key):
-    with pytest.raises(ValueError, match=message):
-        jm.pgd(functools.partial(linear.apply, linear.params), key, jnp.zeros(6), 0, **options)
+    xs = jax.random.uniform(jax.random.key(3), (30, 8, 8, 1))
+    ys = jnp.argmax(jax.vmap(rounded, (None, 0))(weights, xs), 1)
+    options = dict(norm=jm.linf, epsilon=0.2, box=(0.0, 1.0))
+    blind = jm.over_batch(jm.worst_case, rounded, num_steps=20, **options)(weights, key, xs, ys)
+    seeing = jm.over_batch(jm.square, rounded, num_queries=500, **options)(weights, jax.random.clone(key), xs, ys)
+    assert seeing.found.mean() > blind.found.mean() + 0.3

@@ -170,3 +170,20 @@ def test_gradients_of_sizes_are_the_dual_steepest_direction(name):
 @pytest.mark.parametrize("function", ["size", "dual_size"])
 def test_the_size_of_nan_is_nan(name, function):
     assert np.isnan(getattr(norm_of(name), function)(jnp.array([1.0, jnp.nan])))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("name", ["l2", "linf", "l1"])
+def test_a_spread_step_climbs_within_the_unit_ball(name, share):
+    norm, rng = getattr(jm, name), np.random.default_rng(0)
+    for _ in range(20):
+        g = jnp.asarray(rng.normal(size=(4, 5)), jnp.float32)
+        u = norm.spread(g, share)
+        np.testing.assert_allclose(norm.size(u), 1, rtol=1e-6)
+        assert jnp.sum(u * g) > 0
+        assert jnp.mean(u != 0) >= min(share, 1)
+        if share == 0 or name != "l1":
+            np.testing.assert_array_equal(u, norm.steepest(g))
+        else:  # the largest entries move
+            assert jnp.abs(g)[u != 0].min() >= jnp.abs(g)[u == 0].max(initial=0)
+    assert not norm.spread(jnp.zeros((2, 3)), share).any()

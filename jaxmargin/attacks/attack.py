@@ -1,0 +1,152 @@
+"""What all attacks share: their result, the losses they raise, and the set they may search."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmargin import checks, losses
+from jaxmargin.norms import Norm
+
+__all__ = ["LOSSES", "Attack", "Box", "ball", "inside", "loss_named", "misses", "outcome", "refuse"]
+
+Box = tuple[float, float]
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+
+# What an attack raises: (logits [c], y) -> scalar.
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": losses.cross_entropy,
+    "logit_margin": lambda logits, y: -losses.logit_margin(logits, y),
+    "scaled_cross_entropy": losses.scaled_cross_entropy,
+    "dlr": losses.dlr,
+}
+
+
+class Attack(NamedTuple):
+    """What an attack found for one example, or for n stacked along the first axis.
+
+    Attributes:
+      x_adv: the perturbed input, [*d], inside the ball and, where x is, the box.
+      found: True where x_adv is classified as something other than y.
+      distance: ||x_adv - x|| where found, infinity elsewhere.
+    """
+
+    x_adv: jax.Array
+    found: jax.Array
+    distance: jax.Array
+
+
+def refuse(logits_fn: Callable, x: jax.Array, y: jax.Array, box: Box | None, **counts: int) -> int:
+    """Refuses bad input to an attack; returns the number of classes.
+
+    Args:
+      logits_fn: x -> logits [c].
+      x: one example, [*d].
+      y: its class.
+      box: (low, high) of valid inputs or None.
+      **counts: options that are whole numbers of at least 1.
+
+    Returns:
+      c.
+
+    Raises:
+      ValueError: any of them.
+    """
+    checks.example(x)
+    checks.label(y)
+    checks.box(box)
+    checks.in_box("x", x, box)
+    for name, count in counts.items():
+        checks.whole(name, count)
+    return checks.logits(logits_fn, x)
+
+
+def loss_named(loss: str | Loss) -> Loss:
+    """The loss of that name, or the function itself.
+
+    Args:
+      loss: a name in LOSSES, or a function (logits [c], y) -> scalar.
+
+    Returns:
+      The function.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    if callable(loss):
+        return loss
+    checks.one_of("loss", loss, LOSSES)
+    return LOSSES[loss]
+
+
+def misses(logits: jax.Array, y: jax.Array) -> jax.Array:
+    """Whether the prediction is not y.
+
+    Args:
+      logits: [c].
+      y: a class.
+
+    Returns:
+      A bool.
+    """
+    return jnp.argmax(logits) != y
+
+
+def inside(box: Box | None) -> Callable[[jax.Array], jax.Array]:
+    """The projection onto the box.
+
+    Args:
+      box: (low, high) of valid inputs; None for all.
+
+    Returns:
+      z [*d] -> [*d].
+    """
+    if box is None:
+        return lambda z: z
+    low, high = box
+    return lambda z: jnp.clip(z, low, high)
+
+
+def ball(
+    x: jax.Array, norm: Norm, epsilon: float | jax.Array, box: Box | None
+) -> Callable[[jax.Array], jax.Array]:
+    """The projection onto the box, then onto the ball around x, which stays in the box where x is.
+
+    Args:
+      x: [*d] the centre.
+      norm: the norm of the ball.
+      epsilon: its radius.
+      box: (low, high) of valid inputs; None for all.
+
+    Returns:
+      z [*d] -> [*d], not farther from x than epsilon after rounding either.
+    """
+    clip = inside(box)
+
+    def project(z: jax.Array) -> jax.Array:
+        offset = norm.project(clip(z) - x, epsilon)
+        z = clip(x + offset)
+        # The sum is rounded and may lie farther out than the offset: one step of the grid back towards x.
+        return jnp.where(jnp.abs(z - x) > jnp.abs(offset), jnp.nextafter(z, x), z)
+
+    return project
+
+
+def outcome(logits_fn: Callable, x: jax.Array, y: jax.Array, x_adv: jax.Array, norm: Norm) -> Attack:
+    """The result that x_adv makes.
+
+    Args:
+      logits_fn: x -> logits [c].
+      x: [*d].
+      y: its class.
+      x_adv: [*d].
+      norm: of the distance.
+
+    Returns:
+      Attack, its distance NaN where the logits are not finite.
+    """
+    logits = logits_fn(x_adv)
+    found = misses(logits, y)
+    distance = jnp.where(found, norm.size(x_adv - x), jnp.inf)
+    return Attack(x_adv, found, jnp.where(jnp.isfinite(logits).all(), distance, jnp.nan))

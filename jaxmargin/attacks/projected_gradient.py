@@ -1,0 +1,134 @@
+"""Projected gradient ascent, as published and as it should be run."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmargin import checks
+from jaxmargin.attacks.attack import Attack, Box, ball, loss_named, misses, outcome, refuse
+from jaxmargin.losses import logit_margin
+from jaxmargin.norms import Norm, l2
+
+__all__ = ["PUBLISHED", "pgd"]
+
+# The attack behind Table 1 of Wu and Yu 2019, epsilon apart: one start, the last of 1000 iterates.
+PUBLISHED: dict[str, Any] = dict(
+    norm=l2, step_size=0.01, num_steps=1000, loss="cross_entropy", box=(0.0, 1.0), restarts=1, keep="last"
+)
+
+# A gradient shorter than this is divided by it instead of by its own length (the published attack's floor).
+_FLOOR = 1e-6
+
+
+class _Search(NamedTuple):
+    step: jax.Array
+    z: jax.Array
+    best: jax.Array
+    margin: jax.Array  # the logit margin at best
+
+
+def pgd(
+    logits_fn: Callable[[jax.Array], jax.Array],
+    key: jax.Array,
+    x: jax.Array,
+    y: jax.Array,
+    *,
+    norm: Norm = l2,
+    epsilon: float | jax.Array,
+    step_size: float = 0.01,
+    num_steps: int = 1000,
+    loss: str | Callable[[jax.Array, jax.Array], jax.Array] = "cross_entropy",
+    box: Box | None = None,
+    restarts: int = 1,
+    keep: str = "last",
+) -> Attack:
+    """Projected gradient ascent; with ``**PUBLISHED`` the attack behind Table 1 of Wu and Yu.
+
+    z_0 is uniform in the box (without one: in the ball) and pulled into the ball, then
+    z_{t+1} = ball(box(z_t + step_size * g / max(|g|, 1e-6))) with g the gradient of the loss. For other norms
+    g / |g| is the norm's steepest direction.
+
+    Args:
+      logits_fn: x -> logits [c].
+      key: a PRNG key for the starts.
+      x: one example, [*d].
+      y: its class.
+      norm: the norm of the ball.
+      epsilon: radius of the ball, in input units.
+      step_size: length of a step, in input units.
+      num_steps: number of steps.
+      loss: "cross_entropy", "logit_margin", "scaled_cross_entropy", "dlr", or a function (logits [c], y) -> scalar that
+        the attack raises.
+      box: (low, high) of valid inputs; None for none.
+      restarts: number of starts, one after the other until one succeeds.
+      keep: "last" takes the last iterate, "best" the one of the smallest logit margin, and stops at a negative one.
+
+    Returns:
+      Attack.
+
+    Raises:
+      ValueError: epsilon, step_size, num_steps or restarts not positive, an unknown loss, a box that is empty or does
+        not hold x.
+
+    Reference:
+      Madry et al. 2018; Wu and Yu 2019, appendix A.
+
+    >>> import jax, jax.numpy as jnp
+    >>> w = jnp.array([[3.0, 4.0], [0.0, 0.0]])
+    >>> attack = pgd(lambda x: w @ x, jax.random.key(0), jnp.array([1.0, 0.5]), 0, epsilon=1.1, num_steps=300)
+    >>> bool(attack.found), bool(attack.distance > 1.0)
+    (True, True)
+    """
+    refuse(logits_fn, x, y, box, num_steps=num_steps, restarts=restarts)
+    checks.positive("epsilon", epsilon)
+    checks.positive("step_size", step_size)
+    checks.one_of("keep", keep, ("last", "best"))
+    loss_fn, into_ball = loss_named(loss), ball(x, norm, epsilon, box)
+
+    def step(search: _Search) -> _Search:
+        logits, pullback = jax.vjp(logits_fn, search.z)
+        (gradient,) = pullback(jax.grad(loss_fn)(logits, y))
+        search = _best(search, logits, y) if keep == "best" else search
+        z = into_ball(search.z + step_size * _ascent(norm, gradient))
+        return search._replace(step=search.step + 1, z=z)
+
+    def goes_on(search: _Search) -> jax.Array:
+        return (search.step < num_steps) & (True if keep == "last" else search.margin >= 0)
+
+    def from_start(key: jax.Array) -> Attack:
+        z = into_ball(_start(key, x, norm, epsilon, box))
+        search = jax.lax.while_loop(goes_on, step, _Search(jnp.array(0), z, z, jnp.array(jnp.inf, z.dtype)))
+        if keep == "last":
+            return outcome(logits_fn, x, y, search.z, norm)
+        return outcome(logits_fn, x, y, _best(search, logits_fn(search.z), y).best, norm)
+
+    def again(turn: tuple[jax.Array, Attack]) -> tuple[jax.Array, Attack]:
+        return turn[0] + 1, from_start(jax.random.fold_in(key, turn[0]))
+
+    with jax.default_matmul_precision("float32"):
+        first = jnp.array(1), from_start(jax.random.fold_in(key, 0))
+        if restarts == 1:
+            return first[1]
+        return jax.lax.while_loop(lambda turn: (turn[0] < restarts) & ~turn[1].found, again, first)[1]
+
+
+def _best(search: _Search, logits: jax.Array, y: jax.Array) -> _Search:
+    """The search with its iterate kept if it is the best so far, or not finite, which must not be passed over."""
+    margin = logit_margin(logits, y).astype(search.margin.dtype)
+    better = (margin < search.margin) | jnp.isnan(margin) | misses(logits, y) & (search.margin >= 0)
+    return search._replace(
+        best=jnp.where(better, search.z, search.best), margin=jnp.where(better, margin, search.margin)
+    )
+
+
+def _start(key: jax.Array, x: jax.Array, norm: Norm, epsilon: float | jax.Array, box: Box | None) -> jax.Array:
+    if box is None:
+        return x + epsilon * norm.sample_ball(key, x.shape).astype(x.dtype)
+    return jax.random.uniform(key, x.shape, x.dtype, *box)
+
+
+def _ascent(norm: Norm, gradient: jax.Array) -> jax.Array:
+    """The steepest direction, shortened where the gradient all but vanishes."""
+    return norm.steepest(gradient) * jnp.minimum(1.0, l2.size(gradient) / _FLOOR)

@@ -1,0 +1,187 @@
+"""The worst case over losses and restarts: the attempts that follow are spent on the examples that survive."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmargin import checks
+from jaxmargin.attacks import auto_pgd
+from jaxmargin.attacks.attack import LOSSES, Attack, Box, ball, misses, outcome, refuse
+from jaxmargin.attacks.slots import in_slots
+from jaxmargin.lipschitz import stable_rows
+from jaxmargin.losses import targeted_dlr
+from jaxmargin.norms import Norm, l2
+from jaxmargin.together import Together
+
+__all__ = ["worst_case"]
+
+_TARGETED = {"targeted_dlr": targeted_dlr}
+_NEEDS = {"dlr": 3, "targeted_dlr": 4}  # classes
+
+
+class _Found(NamedTuple):
+    """What the attempts on n examples have found: the first attempt that succeeded, and where."""
+
+    attempt: jax.Array  # [n], more than there are as long as none did
+    x_adv: jax.Array  # [n, *d]
+
+
+class _State(NamedTuple):
+    """One attempt on one example."""
+
+    search: auto_pgd.Search
+    attempt: jax.Array
+    x: jax.Array
+    y: jax.Array
+    target: jax.Array
+
+
+def worst_case(
+    logits_fn: Callable[[jax.Array], jax.Array],
+    key: jax.Array,
+    x: jax.Array,
+    y: jax.Array,
+    *,
+    norm: Norm = l2,
+    epsilon: float | jax.Array,
+    num_steps: int = 100,
+    losses: tuple[str, ...] = ("logit_margin", "scaled_cross_entropy", "targeted_dlr"),
+    restarts: int = 2,
+    box: Box | None = None,
+) -> Attack:
+    """Auto-PGD with several losses and restarts, one attempt after the other until one succeeds.
+
+    The targeted loss of restart r goes for the class of the (r + 1)-th largest logit at x among the others. Lifted by
+    ``over_batch``, an example that is misclassified makes room for the next one, so that survivors alone cost time.
+
+    Args:
+      logits_fn: x -> logits [c].
+      key: a PRNG key for the starts.
+      x: one example, [*d].
+      y: its class.
+      norm: the norm of the ball.
+      epsilon: its radius, in input units.
+      num_steps: steps of one attempt.
+      losses: names as in ``pgd``, or "targeted_dlr"; where there are too few classes for one, the logit margin is taken
+        in its place.
+      restarts: attempts with each loss.
+      box: (low, high) of valid inputs; None for none.
+
+    Returns:
+      Attack; where nothing is found, x_adv = x.
+
+    Raises:
+      ValueError: epsilon, num_steps or restarts not positive, no loss or an unknown one, a box that is empty or does
+        not hold x.
+
+    Reference:
+      Croce and Hein 2020, Reliable evaluation of adversarial robustness.
+
+    >>> import jax, jax.numpy as jnp
+    >>> w = jnp.array([[3.0, 4.0], [0.0, 0.0]])
+    >>> attack = worst_case(lambda x: w @ x, jax.random.key(0), jnp.array([1.0, 0.5]), 0, epsilon=1.01)
+    >>> bool(attack.found), bool(1.0 < attack.distance <= 1.01)
+    (True, True)
+    """
+    refuse(logits_fn, x, y, box)
+    options: dict[str, Any] = dict(norm=norm, epsilon=epsilon, num_steps=num_steps, losses=losses, restarts=restarts)
+    one = jnp.asarray(x)[None], jnp.asarray(y)[None], jnp.ones(1, bool)
+    attack = _together(logits_fn, key, jnp.zeros(1, int), *one, box=box, slots=1, **options)
+    return jax.tree.map(lambda leaf: leaf[0], attack)
+
+
+def _together(
+    logits_fn: Callable[[jax.Array], jax.Array],
+    key: jax.Array,
+    indices: jax.Array,
+    xs: jax.Array,
+    ys: jax.Array,
+    asked: jax.Array,
+    *,
+    norm: Norm,
+    epsilon: float | jax.Array,
+    num_steps: int,
+    losses: tuple[str, ...],
+    restarts: int,
+    box: Box | None,
+    slots: int | None = None,
+) -> Attack:
+    """``worst_case`` of n examples; search number i is attempt i // n on example i % n."""
+    num_classes = refuse(logits_fn, xs[0], ys[0], box, num_steps=num_steps, restarts=restarts)
+    checks.positive("epsilon", epsilon)
+    raised = [_loss(name, num_classes) for name in _named(losses)]
+    n, attempts = len(xs), len(raised) * restarts
+    bits = jax.random.key_data(key)  # mapped over examples, a condition on them would pass for a second use of a key
+    slots = max(_slots(), stable_rows(min(xs[0].size, num_classes))) if slots is None else slots
+
+    def start(index: jax.Array, found: _Found) -> _State:
+        attempt, example = index // n, index % n
+        x = xs[example]
+        key_all = jax.random.wrap_key_data(bits, impl=jax.random.key_impl(key))
+        key_start = jax.random.fold_in(jax.random.fold_in(key_all, indices[example]), attempt)
+        z = x + epsilon * norm.sample_ball(key_start, x.shape).astype(x.dtype)
+        search = auto_pgd.start(ball(x, norm, epsilon, box)(z), epsilon)
+        over = ~asked[example] | (found.attempt[example] < attempts)
+        search = search._replace(step=jnp.where(over, num_steps, 0).astype(search.step.dtype))
+        return _State(search, attempt, x, ys[example], rivals[example, (attempt // len(raised)) % (num_classes - 1)])
+
+    def advance(state: _State) -> _State:
+        def ascent(z: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+            logits, pullback = jax.vjp(logits_fn, z)
+            loss = functools.partial(jax.lax.switch, state.attempt % len(raised), raised)
+            value, slope = jax.value_and_grad(loss)(logits, state.y, state.target)
+            return value, pullback(slope)[0], misses(logits, state.y)
+
+        project = ball(state.x, norm, epsilon, box)
+        return state._replace(search=auto_pgd.advance(ascent, project, norm, epsilon, num_steps, state.search))
+
+    def record(found: _Found, indices: jax.Array, states: _State) -> _Found:
+        search = states.search
+        won = (indices < n * attempts) & (search.found | jnp.isnan(search.best_value))
+        examples = jnp.where(won, indices % n, n)  # n falls off the end
+        attempt = found.attempt.at[examples].min(states.attempt, mode="drop")
+        first = won & (states.attempt == attempt[indices % n]) & (states.attempt < found.attempt[indices % n])
+        x_adv = found.x_adv.at[jnp.where(first, examples, n)].set(search.best, mode="drop")
+        return _Found(attempt, x_adv)
+
+    with jax.default_matmul_precision("float32"):
+        rivals = jax.lax.map(lambda one: _others(logits_fn(one[0]), one[1]), (xs, ys))  # [n, c]
+        found = in_slots(
+            start, lambda state: auto_pgd.goes_on(state.search, num_steps), advance, record,
+            _Found(jnp.full(n, attempts), xs), count=n * attempts, slots=slots,
+        )  # fmt: skip
+        return jax.lax.map(lambda one: outcome(logits_fn, one[0], one[1], one[2], norm), (xs, ys, found.x_adv))
+
+
+def _slots() -> int:
+    """Searches side by side that keep the device busy."""
+    return 256 if jax.default_backend() == "cpu" else 2048
+
+
+worst_case.together = Together(_together, batch_size=lambda: 4 * _slots())  # type: ignore[attr-defined]
+
+
+def _named(losses: tuple[str, ...]) -> tuple[str, ...]:
+    if isinstance(losses, str) or not losses:
+        raise ValueError(f"losses={losses!r}: pass a tuple of names, such as ('logit_margin', 'scaled_cross_entropy')")
+    for name in losses:
+        checks.one_of("losses", name, [*LOSSES, *_TARGETED])
+    return tuple(losses)
+
+
+def _loss(name: str, num_classes: int) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
+    """The loss (logits, y, target) -> scalar of that name, or the logit margin where it needs more classes."""
+    if num_classes < _NEEDS.get(name, 2):
+        name = "logit_margin"
+    if name in _TARGETED:
+        return _TARGETED[name]
+    loss = LOSSES[name]
+    return lambda logits, y, target: loss(logits, y)
+
+
+def _others(logits: jax.Array, y: jax.Array) -> jax.Array:
+    """[c] the other classes, the largest logit first, y last."""
+    return jnp.argsort(jnp.where(jnp.arange(len(logits)) == y, jnp.inf, -logits))

@@ -1,0 +1,23 @@
+"""How a measure takes a batch of examples together, where that is better than each by itself."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+__all__ = ["Together"]
+
+
+class Together(NamedTuple):
+    """What ``over_batch`` finds as the attribute ``together`` of such a measure.
+
+    Attributes:
+      run: (logits_fn, key, indices [b], xs [b, *d], ys [b], asked [b], **options) -> the measure's NamedTuple with
+        fields of length b; where ``asked`` is False anything may come out. It gets every option of the measure.
+      batch_size: () -> examples in a batch unless the caller says otherwise.
+      divides_samples: whether it takes ``axis_name``, a mapped axis whose devices share the samples of an example.
+      of_any_size: whether the size of a batch changes no bit; else batches have at least ``stable_rows`` examples.
+    """
+
+    run: Callable[..., Any]
+    batch_size: Callable[[], int]
+    divides_samples: bool = False
+    of_any_size: bool = True
