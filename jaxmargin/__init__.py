@@ -4,6 +4,8 @@ from jaxmargin import attacks, losses, models, norms, objectives, regularizers
 from jaxmargin.adapters import from_batched, from_linen, from_nnx
 from jaxmargin.attacks import Attack, apgd, ddn, deepfool, fmn, minimum_norm, pgd, square, worst_case
 from jaxmargin.batching import over_batch
+from jaxmargin.endpoints import Clever, clever
+from jaxmargin.estimates import BlockMaxima, block_maxima, radial_margin
 from jaxmargin.lipschitz import local_lipschitz
 from jaxmargin.margins import Margins, Summary, histogram, linear_margin, lipschitz_margin, summarize
 from jaxmargin.norms import Norm, l1, l2, linf
@@ -11,8 +13,8 @@ from jaxmargin.norms import Norm, l1, l2, linf
 __version__ = "0.1.0"
 
 __all__ = [
-    "Attack", "Margins", "Norm", "Summary", "apgd", "attacks", "ddn", "deepfool", "fmn", "from_batched", "from_linen",
-    "from_nnx", "histogram", "l1", "l2", "linear_margin", "linf", "lipschitz_margin", "local_lipschitz", "losses",
-    "minimum_norm", "models", "norms", "objectives", "over_batch", "pgd", "regularizers", "square", "summarize",
-    "worst_case",
+    "Attack", "BlockMaxima", "Clever", "Margins", "Norm", "Summary", "apgd", "attacks", "block_maxima", "clever",
+    "ddn", "deepfool", "fmn", "from_batched", "from_linen", "from_nnx", "histogram", "l1", "l2", "linear_margin",
+    "linf", "lipschitz_margin", "local_lipschitz", "losses", "minimum_norm", "models", "norms", "objectives",
+    "over_batch", "pgd", "radial_margin", "regularizers", "square", "summarize", "worst_case",
 ]  # fmt: skip

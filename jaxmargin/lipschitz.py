@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jaxmargin import checks
 from jaxmargin.norms import Norm, l2
 from jaxmargin.rivals import Point, Steepest, steepest
-from jaxmargin.slopes import slopes_of
+from jaxmargin.slopes import Slopes, slopes_of
 
-__all__ = ["cross_lipschitz", "default_chunk_size", "local_lipschitz", "stable_rows"]
+__all__ = ["cross_lipschitz", "default_chunk_size", "leads", "local_lipschitz", "stable_rows"]
 
 # Entries of a chunk of samples held at once when the caller names no chunk_size: 64 MiB of float32.
 _CHUNK_ENTRIES = 2**24
@@ -75,6 +75,23 @@ def local_lipschitz(
     return found.largest[0]
 
 
+def leads(logits_fn: Callable[[jax.Array], jax.Array], xs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Which class leads at each of b points, and how far the others are behind.
+
+    Args:
+      logits_fn: x -> logits [c].
+      xs: [b, *d] points.
+
+    Returns:
+      (logits [b, c], predicted [b], gaps [b, c]), gaps in float32 at least.
+    """
+    with jax.default_matmul_precision("float32"):
+        logits = jax.lax.map(logits_fn, xs)  # [b, c]
+    predicted = jnp.argmax(logits, 1)
+    gaps = jax.vmap(lambda row, p: row[p] - row)(logits, predicted)  # [b, c]
+    return logits, predicted, gaps.astype(jnp.promote_types(gaps.dtype, jnp.float32))
+
+
 def cross_lipschitz(
     logits_fn: Callable[[jax.Array], jax.Array],
     key: jax.Array,
@@ -92,6 +109,7 @@ def cross_lipschitz(
     tolerance: float | None = None,
     asked: jax.Array | None = None,
     axis_name: str | None = None,
+    view: Callable[[Slopes], Slopes] | None = None,
 ) -> Steepest:
     """``local_lipschitz`` at b points that share their samples, of the classes that can decide the margin.
 
@@ -111,6 +129,7 @@ def cross_lipschitz(
       tolerance: in units of the input; see ``rivals.steepest``.
       asked: [b] bool, False skips a centre; None asks for all.
       axis_name: of a mapped axis that shares the samples.
+      view: what is measured in place of the classifier's slopes, made from them; None measures them as they are.
 
     Returns:
       Steepest with fields stacked [b], largest and seen of shape [b, c]: 0 and what the others
@@ -133,6 +152,7 @@ def cross_lipschitz(
 
     with jax.default_matmul_precision(precision):
         slopes = slopes_of(logits_fn, key, xs.shape[1:], xs.dtype, norm=norm, radius=radius, box=box)
+        slopes = slopes if view is None else view(slopes)
         num_classes = gaps.shape[1]
         others = (references[:, None] + 1 + jnp.arange(num_classes - 1)[None]) % num_classes  # [b, c - 1]
         pairs = jax.nn.one_hot(references, num_classes)[:, None] - jax.nn.one_hot(others, num_classes)  # [b, c - 1, c]
@@ -152,12 +172,13 @@ def cross_lipschitz(
     return found._replace(largest=at_classes(found.largest, none), seen=at_classes(found.seen, found.seen.max(1)))
 
 
-def default_chunk_size(num_samples: int, entries: int) -> int:
+def default_chunk_size(num_samples: int, entries: int, *, name: str = "num_samples") -> int:
     """The largest divisor of num_samples that keeps the device busy and its samples, ``entries`` each, small.
 
     Args:
       num_samples: number of samples.
       entries: numbers in one sample, the size of the input.
+      name: what the caller's argument is called.
 
     Returns:
       A divisor of num_samples: at most 256 on a CPU, whose caches are small, and 1,024 elsewhere.
@@ -173,8 +194,8 @@ def default_chunk_size(num_samples: int, entries: int) -> int:
     size = next(size for size in range(most, 0, -1) if num_samples % size == 0)
     if size < most / 8:
         raise ValueError(
-            f"num_samples={num_samples} has no divisor between {-(-most // 8)} and {most} to be a chunk_size: pass"
-            f" num_samples={-(-num_samples // most) * most}"
+            f"{name}={num_samples} has no divisor between {-(-most // 8)} and {most} to be a chunk_size: pass"
+            f" {name}={-(-num_samples // most) * most}"
         )
     return size
 

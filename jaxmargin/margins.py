@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmargin import checks
-from jaxmargin.lipschitz import cross_lipschitz
+from jaxmargin.lipschitz import cross_lipschitz, leads
 from jaxmargin.norms import Norm, l2
 from jaxmargin.rivals import gap_over_slope
 from jaxmargin.together import Together
@@ -138,11 +138,7 @@ def _together(
     """``lipschitz_margin`` of b examples, which share their samples."""
     del indices
     checks.logits(logits_fn, xs[0])
-    with jax.default_matmul_precision("float32"):
-        logits = jax.lax.map(logits_fn, xs)  # [b, c]
-    predicted = jnp.argmax(logits, 1)
-    gaps = jax.vmap(lambda row, p: row[p] - row)(logits, predicted)  # [b, c]
-    gaps = gaps.astype(jnp.promote_types(gaps.dtype, jnp.float32))
+    logits, predicted, gaps = leads(logits_fn, xs)
     found = cross_lipschitz(logits_fn, key, xs, predicted, gaps, radius=radius, asked=asked, **options)
     distance = jax.vmap(_distance)(logits, predicted, found.largest)  # [b]
     margin = jax.vmap(_signed)(jnp.minimum(distance, radius), predicted, ys)

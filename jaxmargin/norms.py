@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-__all__ = ["Norm", "l1", "l2", "linf"]
+__all__ = ["Norm", "l1", "l2", "linf", "radial"]
 
 
 class Norm(NamedTuple):
@@ -100,6 +100,33 @@ def _l1_sample(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     key_laplace, key_slack = jax.random.split(key)
     laplace = jax.random.laplace(key_laplace, shape)
     return laplace / (_l1_size(laplace) + jax.random.exponential(key_slack))
+
+
+def radial(norm: Norm) -> Norm:
+    """The same norm with other samples of its ball: their sizes are uniform in [0, 1), whatever the dimension.
+
+    Args:
+      norm: any norm.
+
+    Returns:
+      Norm.
+
+    >>> import jax, jax.numpy as jnp, jaxmargin as jm
+    >>> keys = jax.random.split(jax.random.key(0), 100)
+    >>> for norm in (jm.l2, radial(jm.l2)):
+    ...     samples = jax.vmap(lambda key: norm.sample_ball(key, (784,)))(keys)
+    ...     print(jnp.mean(jax.vmap(norm.size)(samples)).round(1))
+    1.0
+    0.5
+    """
+
+    def sample(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        key_direction, key_size = jax.random.split(key)
+        point = norm.sample_ball(key_direction, shape)
+        size = norm.size(point)
+        return point / jnp.where(size > 0, size, 1.0) * jax.random.uniform(key_size)
+
+    return norm._replace(sample_ball=sample)
 
 
 l2 = Norm(_l2_size, _l2_size, _l2_steepest, lambda g, share: _l2_steepest(g), _l2_project, _l2_sample)

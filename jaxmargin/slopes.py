@@ -6,7 +6,7 @@ is affine throughout has the same slopes everywhere.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,15 +23,17 @@ class Slopes(NamedTuple):
     """The slopes of a classifier around any point, in three steps.
 
     Attributes:
-      rays: indices [s] -> [s, *e], what all points share of samples number i.
-      anchor: x [*d] -> [*e], what a point needs once.
+      rays: indices [s] -> arrays [s, ...], what all points share of samples number i.
+      anchor: x [*d] -> arrays, what a point needs once.
       sizes: (anchor, rays) -> a function of v [c] that gives the dual norms of v . grad f at the samples, [s].
+      offsets: indices [s] -> [s, *d], samples number i less the point, before any box; rays are linear in them.
       constant: whether the slopes are the same everywhere, so that one sample says all.
     """
 
-    rays: Callable[[jax.Array], jax.Array]
-    anchor: Callable[[jax.Array], jax.Array]
-    sizes: Callable[[jax.Array, jax.Array], Callable[[jax.Array], jax.Array]]
+    rays: Callable[[jax.Array], Any]
+    anchor: Callable[[jax.Array], Any]
+    sizes: Callable[[Any, Any], Callable[[jax.Array], jax.Array]]
+    offsets: Callable[[jax.Array], jax.Array]
     constant: bool = False
 
 
@@ -83,7 +85,7 @@ def _general(logits_fn: LogitsFn, offsets: Callable, norm: Norm, box: tuple[floa
 
         return size
 
-    return Slopes(offsets, lambda x: x, sizes)
+    return Slopes(offsets, lambda x: x, sizes, offsets)
 
 
 def _after_dense(first: Layer, rest: list[Layer], offsets: Callable, shape: tuple[int, ...], norm: Norm) -> Slopes:
@@ -106,13 +108,14 @@ def _after_dense(first: Layer, rest: list[Layer], offsets: Callable, shape: tupl
 
         return size
 
-    return Slopes(rays, anchor, sizes, constant=all(layer.kind == "dense" for layer in rest))
+    return Slopes(rays, anchor, sizes, offsets, constant=all(layer.kind == "dense" for layer in rest))
 
 
 def _pulled_through(kernel: jax.Array, shape: tuple[int, ...], norm: Norm) -> Callable[[jax.Array], jax.Array]:
     """g [s, h] -> ||W g||_*, the size of the input's gradient; from the Gram matrix W'W where that is cheaper."""
     inputs, hidden = kernel.shape
-    if norm is l2 and 3 * hidden <= 2 * inputs:  # ||W g||^2 = g' (W'W) g; other norms have no such form
+    # ||W g||^2 = g' (W'W) g; other norms have no such form
+    if norm.dual_size is l2.dual_size and 3 * hidden <= 2 * inputs:
         gram = kernel.T @ kernel
         return lambda g: jnp.sqrt(jnp.maximum(((g @ gram) * g).sum(1), 0.0))
     return lambda g: jax.vmap(norm.dual_size)((g @ kernel.T).reshape(-1, *shape))

@@ -56,19 +56,24 @@ def distance(net, x):
     return best
 
 
-def constants(net, x, radius):
-    """[c] exact Lipschitz constants of f_p - f_k on the l2 ball B(x, radius): the steepest cell that meets the ball."""
-    p = np.argmax(net.logits(x[None])[0])
-    largest = np.zeros(len(net.output))
+def cells(net, x):
+    """The cells of the plane: (l2 distances [m] from x, gradients [m, c, 2] of f there)."""
     points = np.vstack([x, _candidates(x, net.hidden, net.hidden_bias)])
     values = points @ net.hidden.T + net.hidden_bias  # [m, h]
     lengths = np.linalg.norm(points - x, axis=1)
-    for pattern in patterns(net):
-        inside = (np.where(pattern, values, -values) >= -_SLACK).all(1)
-        if lengths[inside].min(initial=np.inf) < radius:
-            gradients = (net.output * pattern) @ net.hidden
-            largest = np.maximum(largest, np.linalg.norm(gradients[p] - gradients, axis=1))
-    return largest
+    active = patterns(net)
+    inside = (np.where(active[:, None], values, -values) >= -_SLACK).all(2)  # [patterns, m]
+    distances = np.where(inside, lengths, np.inf).min(1)
+    gradients = np.einsum("ch,ph,hd->pcd", net.output, active, net.hidden)
+    return distances[np.isfinite(distances)], gradients[np.isfinite(distances)]
+
+
+def constants(net, x, radius):
+    """[c] exact Lipschitz constants of f_p - f_k on the l2 ball B(x, radius): the steepest cell that meets the ball."""
+    p = np.argmax(net.logits(x[None])[0])
+    distances, gradients = cells(net, x)
+    met = gradients[distances < radius]
+    return np.linalg.norm(met[:, p, None] - met, axis=2).max(0)
 
 
 def bound(net, x, radius):
@@ -78,6 +83,18 @@ def bound(net, x, radius):
     gaps, slopes = logits[p] - np.delete(logits, p), np.delete(slopes, p)
     ratios = np.divide(gaps, slopes, out=np.full_like(gaps, np.inf), where=slopes > 0)
     return min(ratios.min(), radius)
+
+
+def radial_bound(net, x, radius):
+    """max over R <= radius of ``bound``: the constants change only where the ball meets another cell."""
+    logits, (distances, gradients) = net.logits(x[None])[0], cells(net, x)
+    p, order = np.argmax(logits), np.argsort(distances)
+    starts, gradients = distances[order], gradients[order]
+    ends = np.minimum(np.append(starts[1:], np.inf), radius)
+    largest = np.maximum.accumulate(np.linalg.norm(gradients[:, p, None] - gradients, axis=2), 0)  # [m, c]
+    gaps, slopes = np.broadcast_to(logits[p] - logits, largest.shape), largest
+    ratios = np.divide(gaps, slopes, out=np.full_like(slopes, np.inf), where=slopes > 0)
+    return np.minimum(np.delete(ratios, p, 1).min(1), ends)[starts < radius].max()
 
 
 def _candidates(x, normals, offsets):

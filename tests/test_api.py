@@ -21,12 +21,19 @@ MODULES = [
 CONTRACT = [
     *("from_batched", "from_linen", "from_nnx", "over_batch"),
     *("lipschitz_margin", "linear_margin", "local_lipschitz", "pgd", "summarize", "histogram"),
+    *("block_maxima", "clever", "radial_margin", "BlockMaxima", "Clever"),
     *("l2", "linf", "l1", "Norm", "Margins", "Summary", "Attack"),
     *("minimum_norm", "worst_case", "square", "apgd", "ddn", "fmn", "deepfool"),
     *("objectives.standard", "objectives.lcr", "objectives.amr", "objectives.margin_term"),
     *("models.linear", "models.mlp", "models.cnn"),
     *("losses.logit_margin", "losses.soft_logit_margin", "losses.cross_entropy", "losses.dlr"),
     *("regularizers.orthogonality", "regularizers.parseval_retraction", "regularizers.ramp"),
+]
+
+MEASURES = [
+    *("margins.lipschitz_margin", "margins.linear_margin"),
+    *(f"attacks.{name}" for name in ("pgd", "apgd", "square", "ddn", "fmn", "deepfool", "minimum_norm", "worst_case")),
+    *("estimates.block_maxima", "estimates.radial_margin"),
 ]
 
 # Positional defaults are the exception: counts and weights that read well without their names.
@@ -140,12 +147,6 @@ def test_functions_are_annotated(name):
     signature = inspect.signature(FUNCTIONS[name])
     assert signature.return_annotation is not signature.empty
     assert all(parameter.annotation is not parameter.empty for parameter in signature.parameters.values())
-
-
-MEASURES = [
-    *("margins.lipschitz_margin", "margins.linear_margin"),
-    *(f"attacks.{name}" for name in ("pgd", "apgd", "square", "ddn", "fmn", "deepfool", "minimum_norm", "worst_case")),
-]
 
 
 @pytest.mark.parametrize("name", MEASURES)

@@ -19,6 +19,8 @@ CORE = {
     "certificates": {"checks", "layers", "norms", "relaxation"},
     "checks": set(),
     "convolution": set(),
+    "endpoints": {"checks", "estimates", "rivals"},
+    "estimates": {"checks", "lipschitz", "margins", "norms", "slopes", "together"},
     "extremes": set(),
     "health": {"attacks", "batching", "checks", "losses", "margins", "norms"},
     "layers": set(),
@@ -62,11 +64,12 @@ OWNERS = {
     "matplotlib": {"lab/drawing", "lab/plots"},
     "orbax": {"lab/checkpoints"},
     "pickle": set(),
+    "scipy": {"endpoints"},
     "sklearn": {"lab/data", "lab/hyperplanes"},
     "tensorflow": set(),
     "tensorflow_datasets": {"lab/data", "lab/builders"},
 }
-CORE_LIBRARIES = {"flax", "jax", "jaxmargin", "numpy", "optax"} | set(sys.stdlib_module_names)
+CORE_LIBRARIES = {"flax", "jax", "jaxmargin", "numpy", "optax", "scipy"} | set(sys.stdlib_module_names)
 # Effects that the core does without.
 EFFECTS = {"logging", "os", "pathlib", "shutil", "signal", "subprocess", "tempfile", "threading", "time", "urllib"}
 

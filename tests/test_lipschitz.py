@@ -34,13 +34,13 @@ class Nets:
         self.logits = np.array([net.logits(x[None])[0] for net, x in pairs])
 
     @functools.cache  # noqa: B019
-    def sampled(self, num_samples, **options):
+    def sampled(self, num_samples, measure=jm.lipschitz_margin, **options):
         """The package's Margins of all points, with labels that call every prediction right."""
 
         def one(params, key, x, y):
             logits_fn = functools.partial(relu_net, params)
             sizes = dict(radius=RADIUS, num_samples=num_samples, chunk_size=min(num_samples, 64))
-            return jm.lipschitz_margin(logits_fn, key, x, y, **(dict(exact=True) | sizes | options))
+            return measure(logits_fn, key, x, y, **(dict(exact=True) | sizes | options))
 
         pads = [6 - len(net.hidden) for net in self.nets]  # units without inputs or outputs
         padded = [

@@ -13,6 +13,7 @@ import pytest
 import scipy.stats
 
 import jaxmargin as jm
+from jaxmargin.norms import radial
 
 ORDERS = {"l2": (2, 2), "linf": (np.inf, 1), "l1": (1, np.inf)}  # of the norm and of its dual
 names = pytest.mark.parametrize("name", ORDERS)
@@ -144,6 +145,19 @@ def test_samples_have_the_second_moments_of_the_uniform_ball(name):
     assert (np.abs(np.mean(points, axis=0)) < 5 * np.sqrt(second / n)).all()
     for i, j in itertools.combinations(range(d), 2):
         assert abs(np.mean(points[:, i] * points[:, j])) < 5 * second / np.sqrt(n)
+
+
+@names
+def test_radial_samples_are_uniform_in_size_and_in_the_directions_of_the_ball(name):
+    norm, n, d = radial(norm_of(name)), 20_000, 3
+    points = np.float64(jax.vmap(lambda key: norm.sample_ball(key, (d,)))(jax.random.split(jax.random.key(2), n)))
+    r = np.linalg.norm(points, ORDERS[name][0], axis=1)
+    assert scipy.stats.kstest(r, "uniform").pvalue > 1e-3
+    ball = np.linalg.norm(samples(name), ORDERS[name][0], axis=1)
+    first, other = points[:, 0] / r, samples(name)[:, 0] / ball
+    assert scipy.stats.ks_2samp(first, other).pvalue > 1e-3
+    assert scipy.stats.ks_2samp(first[r < 0.5], first[r > 0.5]).pvalue > 1e-3
+    assert norm.dual_size is norm_of(name).dual_size
 
 
 @names

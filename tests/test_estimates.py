@@ -1,0 +1,307 @@
+"""The radial margin against brute force and enumeration, block maxima against the constants of ``lipschitz_margin``."""
+
+import functools
+
+import exact
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import random_linear, random_params
+from test_lipschitz import RADIUS, nets_of, paraboloid
+
+import jaxmargin as jm
+from jaxmargin import models
+from jaxmargin.norms import radial
+
+NORMS = {"l2": (jm.l2, 2), "linf": (jm.linf, 1), "l1": (jm.l1, np.inf)}  # with the order of the dual
+norms = pytest.mark.parametrize(("norm", "dual"), NORMS.values(), ids=NORMS)
+
+
+def assert_same_bits(first, second):
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+# Classifiers with known margins ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("num_classes", "name"), [(2, "l2"), (3, "linf"), (10, "l1"), (10, "l2")])
+def test_all_estimates_of_a_linear_classifier_are_its_margins(num_classes, name, key):
+    norm, dual = NORMS[name]
+    linear = random_linear(num_classes)
+    xs, expected = jnp.asarray(linear.xs, jnp.float32), linear.margins(dual)
+    radius = float(np.median(np.abs(expected)))
+    expected = np.clip(expected, -radius, radius)
+    options = dict(norm=norm, radius=radius)
+    near = jm.over_batch(jm.radial_margin, linear.apply, num_samples=64, **options)(linear.params, key, xs, linear.ys)
+    run = jm.over_batch(jm.block_maxima, linear.apply, num_blocks=10, block_size=64, **options)
+    scores = jm.clever(run(linear.params, key, xs, linear.ys), linear.ys, radius=radius)
+    for found in (near, scores):
+        np.testing.assert_allclose(found.margin, expected, rtol=1e-5, atol=1e-5)
+        assert 0 < found.capped.sum() < len(xs)
+    assert not scores.fitted.any()  # all slopes are equal
+
+
+def test_an_affine_network_needs_one_sample(key):
+    model = models.linear((4, 3), 5)
+    xs = jnp.asarray(np.random.default_rng(0).normal(size=(20, 4, 3)), jnp.float32)
+    arguments = random_params(model), key, xs, np.zeros(20, int)
+    exact_margins = jm.over_batch(jm.linear_margin, model.apply)(*arguments)
+    near = jm.over_batch(jm.radial_margin, model.apply, radius=50.0)(*arguments)
+    np.testing.assert_allclose(near.margin, exact_margins.margin, rtol=1e-5, atol=1e-6)
+    assert (near.samples == 1).all()
+    blocks = jm.over_batch(jm.block_maxima, model.apply, radius=50.0)(*arguments)
+    np.testing.assert_allclose(blocks.maxima.max(1), exact_margins.lipschitz, rtol=1e-5)
+
+
+def test_ties_lie_on_the_boundary(key):
+    weights, x = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]]), jnp.array([2.0, 2.0])
+    assert jm.radial_margin(lambda x: weights @ x, key, x, 0, num_samples=64).margin == 0
+    blocks = jm.block_maxima(lambda x: weights @ x, key, x, 0, num_blocks=10, block_size=64)
+    stacked = jax.tree.map(lambda leaf: leaf[None], blocks)
+    assert jm.clever(stacked, [0], radius=5.0).margin == 0
+
+
+def test_the_end_of_the_slopes_of_a_paraboloid_is_its_slope_on_the_sphere(key):
+    # In d dimensions the largest slopes follow a reverse Weibull law of shape 2 / (d + 1).
+    xs = np.random.default_rng(0).normal(size=(16, 8))
+    xs = jnp.asarray(5 * xs / np.linalg.norm(xs, axis=1, keepdims=True), jnp.float32)
+    run = jm.over_batch(jm.block_maxima, lambda _, x: paraboloid(x), radius=2.0, block_size=64)
+    blocks = run(None, key, xs, np.zeros(16, int))
+    constants = jm.clever(blocks, np.zeros(16, int), radius=100.0).lipschitz[:, 1]
+    largest = np.asarray(blocks.maxima).max(1)[:, 1]
+    assert (largest < 7).all()  # |x| + radius
+    assert np.abs(np.median(constants) - 7) < 0.5 * np.abs(np.median(largest) - 7)
+
+
+# The radial margin ----------------------------------------------------------------------------------------------------
+
+
+def brute_force(logits_fn, key, x, norm, box, num_samples=256, radius=2.0):
+    """The radial bound by trying all radii, and the bound from all of its samples at the largest."""
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num_samples))
+    offsets = radius * jax.vmap(lambda key: radial(norm).sample_ball(key, x.shape))(keys)
+    points = jax.vmap(lambda u: x + u)(offsets.at[0].set(0))
+    points = points if box is None else jnp.clip(points, *box)
+    lengths = np.asarray(jax.vmap(lambda z: norm.size(z - x))(points))  # [s]
+    logits = logits_fn(x)
+    p = jnp.argmax(logits)
+
+    def slopes(z):
+        jacobian = jax.jacrev(logits_fn)(z)  # [c, *d]
+        return jax.vmap(lambda row: norm.dual_size(jacobian[p] - row))(jacobian)
+
+    gaps, slopes = np.asarray(logits[p] - logits), np.asarray(jax.vmap(slopes)(points))  # [c], [s, c]
+    others = np.arange(len(gaps)) != p
+
+    def bound(distance):
+        largest = slopes[lengths < distance].max(0)
+        return min((gaps[others] / largest[others]).min(), distance)
+
+    return max(bound(distance) for distance in {*lengths[1:], radius}), bound(radius)
+
+
+@pytest.mark.parametrize("box", [None, (-0.5, 1.0)], ids=["free", "boxed"])
+@norms
+def test_a_radial_margin_is_the_best_over_all_radii(norm, dual, box, tiny, key):
+    xs = tiny.xs if box is None else jnp.clip(tiny.xs, *box)
+    logits_fn = functools.partial(tiny.model.apply, tiny.params)
+    pairs = [brute_force(logits_fn, key, x, norm, box) for x in xs]
+    best, plain = np.array(pairs).T
+    options = dict(norm=norm, radius=2.0, num_samples=256, chunk_size=64, box=box)
+    for exact_mode in (False, True):
+        run = jm.over_batch(jm.radial_margin, tiny.model.apply, exact=exact_mode, **options)
+        np.testing.assert_allclose(np.abs(run(tiny.params, key, xs, tiny.ys).margin), best, rtol=2e-5)
+    assert (best >= plain).all()  # never looser
+    assert (best > 1.01 * plain).any()  # or the test would not tell them apart
+
+
+def test_a_steep_place_farther_than_the_boundary_does_not_matter(key):
+    def steep_from(where):
+        return lambda x: jnp.stack([1 - x[0] - 9 * jax.nn.relu(x[0] - where), 0 * x[0]])
+
+    x = jnp.zeros(1)
+    for measure, expected in ((jm.lipschitz_margin, 0.1), (jm.radial_margin, 1.0)):
+        found = measure(steep_from(1.5), jax.random.clone(key), x, 0, num_samples=1024)
+        np.testing.assert_allclose(found.margin, expected, rtol=1e-5)
+    nearer = jm.radial_margin(steep_from(0.5), jax.random.clone(key), x, 0, num_samples=4096)
+    assert 0.5 < nearer.margin < 0.51  # the ball that just misses it
+
+
+class Radial:
+    """What enumeration and 8,192 radial samples say about tiny ReLU networks of one number of classes."""
+
+    def __init__(self, num_classes):
+        self.nets = nets_of(num_classes)
+        pairs = list(zip(self.nets.nets, self.nets.xs, strict=True))
+        self.bounds = np.array([exact.radial_bound(net, x, RADIUS) for net, x in pairs])
+        self.margins = self.nets.sampled(8192, measure=jm.radial_margin).margin
+
+
+@functools.cache
+def radial_of(num_classes):
+    return Radial(num_classes)
+
+
+nets = pytest.mark.parametrize("num_classes", [2, 3, 4, 5])
+
+
+@nets
+def test_the_exact_radial_bound_lies_between_the_plain_one_and_the_distance(num_classes):
+    found = radial_of(num_classes)
+    assert (found.bounds >= found.nets.bounds).all()
+    assert (found.bounds <= found.nets.distances * (1 + 1e-9)).all()
+    assert (found.bounds > 1.01 * found.nets.bounds).mean() > 0.1  # or the two would be one
+
+
+@nets
+def test_sampled_radial_margins_never_fall_below_the_exact_radial_bound(num_classes):
+    found = radial_of(num_classes)
+    logits, constants = found.nets.logits, found.nets.constants
+    rounding = 1e-5 * np.abs(logits).max(1) / np.maximum(constants.max(1), 0.1) + 1e-6
+    assert (found.margins >= found.bounds * (1 - 1e-6) - rounding).all()
+
+
+def test_with_many_samples_in_the_plane_radial_margins_are_nearly_always_the_exact_bound():
+    over = np.concatenate([radial_of(c).margins - radial_of(c).bounds for c in (2, 3, 4, 5)])
+    assert np.mean(over < 0.01) > 0.95
+    beyond = [radial_of(c).margins > radial_of(c).nets.distances * (1 + 1e-4) for c in (2, 3, 4, 5)]
+    assert np.mean(beyond) < 0.02
+
+
+def test_following_rivals_finds_no_smaller_radial_margin_and_nearly_always_the_same():
+    # Slopes cut by their distance grow unlike those that the foresight was made for: hence exact by default.
+    nets = [nets_of(num_classes) for num_classes in (3, 4, 5)]
+    rivals = np.concatenate([n.sampled(8192, measure=jm.radial_margin, exact=False).margin for n in nets])
+    margins = np.concatenate([radial_of(num_classes).margins for num_classes in (3, 4, 5)])
+    assert (rivals >= margins).all()
+    assert (rivals == margins).mean() > 0.95
+
+
+def test_all_classes_see_all_samples_by_default(tiny, key):
+    run = jm.over_batch(jm.radial_margin, tiny.model.apply, radius=2.0, num_samples=4096)
+    found = run(tiny.params, key, tiny.xs, tiny.ys)
+    assert (found.rivals == 3).all()
+    assert (found.samples == 4096).all()
+
+
+# Block maxima ---------------------------------------------------------------------------------------------------------
+
+
+MODELS = {
+    "mlp": models.mlp((6, 5), 5, hidden=40),
+    "gram": models.mlp((6, 5), 5, hidden=7),
+    "cnn": models.cnn((8, 8, 1), 3, widths=(4, 8), hidden=16),
+}
+
+
+def points(model, n=5):
+    rng = np.random.default_rng(0)
+    xs = jnp.asarray(rng.normal(size=(n, *model.input_shape)), jnp.float32)
+    return random_params(model), jax.random.key(0), xs, rng.integers(0, model.num_classes, n)
+
+
+@pytest.mark.parametrize(("name", "norm"), [("mlp", jm.l2), ("gram", jm.l2), ("mlp", jm.linf), ("cnn", jm.l2)])
+def test_the_largest_of_the_blocks_are_the_constants_of_the_same_key(name, norm):
+    model = MODELS[name]
+    options = dict(norm=norm, radius=2.0, chunk_size=64)
+    blocks = jm.over_batch(jm.block_maxima, model.apply, num_blocks=3, block_size=128, **options)(*points(model))
+    margins = jm.over_batch(jm.lipschitz_margin, model.apply, num_samples=384, exact=True, **options)(*points(model))
+    np.testing.assert_array_equal(blocks.maxima.max(1), margins.lipschitz)
+    np.testing.assert_array_equal(blocks.predicted, margins.predicted)
+    assert (blocks.maxima[:, 0] != blocks.maxima[:, 1]).any()
+    first = jm.over_batch(jm.lipschitz_margin, model.apply, num_samples=128, exact=True, **options)(*points(model))
+    np.testing.assert_array_equal(blocks.maxima[:, 0], first.lipschitz)
+
+
+# Promises of every measure --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("measure", "sizes"),
+    [(jm.radial_margin, dict(num_samples=1024)), (jm.block_maxima, dict(num_blocks=2, block_size=512))],
+    ids=["radial", "blocks"],
+)
+def test_neither_batch_nor_chunk_changes_a_bit(measure, sizes, tiny, key):
+    first, *others = (
+        jm.over_batch(measure, tiny.model.apply, radius=2.0, chunk_size=chunk, batch_size=batch, **sizes)(
+            tiny.params, key, tiny.xs, tiny.ys
+        )
+        for chunk, batch in ((16, 1), (128, 7), (512, 50), (None, None))
+    )
+    for other in others:
+        assert_same_bits(other, first)
+
+
+def undefined_below_zero(_, x):
+    return jnp.stack([jnp.sqrt(x[0]), x[1]])
+
+
+@pytest.mark.parametrize("measure", [jm.radial_margin, jm.block_maxima])
+def test_nan_is_not_swallowed(measure, key):
+    x = jnp.array([1.0, 0.0])
+    sizes = dict(num_samples=640) if measure is jm.radial_margin else dict(num_blocks=10, block_size=64)
+    found = measure(lambda x: undefined_below_zero(None, x), key, x, 0, radius=2.0, **sizes)
+    if measure is jm.radial_margin:
+        assert np.isnan(found.margin)
+    else:
+        stacked = jax.tree.map(lambda leaf: leaf[None], found)
+        assert np.isnan(jm.clever(stacked, [0], radius=2.0).margin[0])
+    with pytest.raises(ValueError, match="the result of example 0 is NaN"):
+        jm.over_batch(measure, undefined_below_zero, radius=2.0, **sizes)(
+            None, jax.random.clone(key), x[None], np.array([0])
+        )
+
+
+def test_the_memory_of_a_radial_margin_is_bounded_by_the_chunk(tiny, key):
+    def temporary_bytes(num_samples):
+        def run(params, key, x):
+            logits_fn = functools.partial(tiny.model.apply, params)
+            return jm.radial_margin(logits_fn, key, x, 0, num_samples=num_samples, chunk_size=256)
+
+        return jax.jit(run).lower(tiny.params, key, tiny.xs[0]).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(51_200) <= 1.1 * temporary_bytes(1024)
+
+
+def test_exact_radial_mode_has_a_gradient_in_the_parameters(tiny, key):
+    @jax.jit
+    @jax.grad
+    def slope(params):
+        logits_fn = functools.partial(tiny.model.apply, params)
+        return jm.radial_margin(logits_fn, key, tiny.xs[0], 0, radius=2.0, num_samples=128, exact=True).margin
+
+    leaves = jax.tree.leaves(slope(tiny.params))
+    assert all(np.isfinite(leaf).all() for leaf in leaves)
+    assert any(np.abs(leaf).max() > 0 for leaf in leaves)
+
+
+@pytest.mark.parametrize(
+    ("measure", "options", "message"),
+    [
+        (jm.radial_margin, dict(radius=0.0), "radius=0.0 must be"),
+        (jm.radial_margin, dict(num_samples=100, chunk_size=64), "num_samples=100 is not a multiple of chunk_size=64"),
+        (jm.radial_margin, dict(box=(1.0, 0.0)), "box"),
+        (jm.radial_margin, dict(precision="double"), "precision='double' is unknown"),
+        (jm.block_maxima, dict(radius=-1.0), "radius=-1.0 must be"),
+        (jm.block_maxima, dict(num_blocks=0), "num_blocks=0 must be a whole number of at least 1"),
+        (jm.block_maxima, dict(block_size=0), "block_size=0 must be a whole number"),
+        (jm.block_maxima, dict(chunk_size=0), "chunk_size=0 must be a whole number"),
+        (jm.block_maxima, dict(block_size=100, chunk_size=64), "block_size=100 is not a multiple of chunk_size=64"),
+        (jm.block_maxima, dict(block_size=1021), r"block_size=1021 has no divisor .* pass block_size=\d+"),
+    ],
+    ids=str,
+)
+def test_bad_options_are_refused_with_their_value(measure, options, message, key):
+    with pytest.raises(ValueError, match=message):
+        measure(lambda x: x, key, jnp.zeros(2), 0, **options)
+
+
+@pytest.mark.parametrize("measure", [jm.radial_margin, jm.block_maxima])
+def test_bad_examples_are_refused(measure, key):
+    with pytest.raises(ValueError, match="x has dtype int32"):
+        measure(lambda x: x, key, jnp.zeros(2, int), 0)
+    with pytest.raises(ValueError, match="one integer class"):
+        measure(lambda x: x, key, jnp.zeros(2), 0.5)
+    with pytest.raises(ValueError, match=r"logits have shape \(2, 2\)"):
+        measure(lambda x: jnp.outer(x, x), key, jnp.zeros(2), 0)
