@@ -21,6 +21,7 @@ MODULES = [
 CONTRACT = [
     *("from_batched", "from_linen", "from_nnx", "over_batch"),
     *("lipschitz_margin", "linear_margin", "local_lipschitz", "pgd", "summarize", "histogram"),
+    *("certified_margin", "lipschitz_bound", "Certificate"),
     *("block_maxima", "clever", "radial_margin", "BlockMaxima", "Clever"),
     *("l2", "linf", "l1", "Norm", "Margins", "Summary", "Attack"),
     *("minimum_norm", "worst_case", "square", "apgd", "ddn", "fmn", "deepfool"),
@@ -31,7 +32,7 @@ CONTRACT = [
 ]
 
 MEASURES = [
-    *("margins.lipschitz_margin", "margins.linear_margin"),
+    *("margins.lipschitz_margin", "margins.linear_margin", "certificates.certified_margin"),
     *(f"attacks.{name}" for name in ("pgd", "apgd", "square", "ddn", "fmn", "deepfool", "minimum_norm", "worst_case")),
     *("estimates.block_maxima", "estimates.radial_margin"),
 ]
@@ -45,6 +46,7 @@ POSITIONAL_DEFAULTS = {
     "models.mlp": {"num_classes"},
     "objectives.amr": {"lam", "beta", "tau"},
     "objectives.lcr": {"beta"},
+    "relaxation.intervals": {"reaches", "at_x"},
 }
 
 

@@ -1,0 +1,121 @@
+"""Certified spectral norms against the singular values of the matrices themselves, in float64."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import random_params
+
+import jaxmargin as jm
+from jaxmargin import models
+from jaxmargin.layers import Layer, shapes_of
+from jaxmargin.spectral import spectral_norms
+
+
+def conv_matrix(kernel, shape, padding):
+    """The matrix of a convolution, entry by entry."""
+    rows, columns, into, out = kernel.shape
+    pads = [(size - 1) // 2 if padding == "SAME" else 0 for size in (rows, columns)]
+    after = shapes_of([Layer("conv", kernel, padding=padding)], shape)[-1]
+    matrix = np.zeros((*after, *shape))
+    for h, w, i, j in np.ndindex(*after[:2], rows, columns):
+        y, x = h + i - pads[0], w + j - pads[1]
+        if 0 <= y < shape[0] and 0 <= x < shape[1]:
+            matrix[h, w, :, y, x, :] += kernel[i, j].T
+    return matrix.reshape(np.prod(after), np.prod(shape))
+
+
+def kernel_of(*shape, seed=0):
+    return np.random.default_rng((seed, *shape)).normal(size=shape).astype(np.float32)
+
+
+def norm_of(matrix):
+    return np.linalg.norm(np.float64(matrix), 2)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 3), (3, 7), (200, 90), (64, 64)])
+def test_the_norm_of_a_dense_layer_is_bounded_closely(shape):
+    kernel = kernel_of(*shape)
+    (bound,) = np.float64(spectral_norms([Layer("dense", jnp.asarray(kernel))], (shape[0],)))
+    assert norm_of(kernel) <= bound <= norm_of(kernel) * (1.0001 + np.log(min(shape)) / 2048)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-15, 1e4, 1e12])
+def test_equal_singular_values_are_the_hardest_case_and_sizes_do_not_matter(scale):
+    orthogonal = np.linalg.qr(np.random.default_rng(0).normal(size=(50, 50)))[0]
+    kernel = np.float32(scale * orthogonal)
+    (bound,) = np.float64(spectral_norms([Layer("dense", jnp.asarray(kernel))], (50,)))
+    assert norm_of(kernel) <= bound <= norm_of(kernel) * (1.0001 + np.log(50) / 2048)
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize(
+    ("image", "window", "channels"),
+    [((6, 5), (3, 3), (1, 1)), ((5, 7), (3, 3), (2, 3)), ((6, 6), (2, 4), (3, 2)), ((4, 3), (1, 3), (2, 2))],
+)
+def test_the_norm_of_a_convolution_is_bounded(image, window, channels, padding):
+    kernel = kernel_of(*window, *channels)
+    layer = Layer("conv", jnp.asarray(kernel), padding=padding)
+    matrix = conv_matrix(kernel, (*image, channels[0]), padding)
+    (bound,) = np.float64(spectral_norms([layer], (*image, channels[0])))
+    assert norm_of(matrix) <= bound < norm_of(matrix) * 1.6
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+def test_on_a_larger_image_the_torus_is_close_to_the_zero_padded_image(padding):
+    kernel = kernel_of(3, 3, 2, 3)
+    matrix = conv_matrix(kernel, (18, 18, 2), padding)
+    (bound,) = np.float64(spectral_norms([Layer("conv", jnp.asarray(kernel), padding=padding)], (18, 18, 2)))
+    assert norm_of(matrix) <= bound < norm_of(matrix) * 1.04
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+def test_the_matrix_of_the_tests_is_the_convolution_of_the_models(padding):
+    kernel, x = kernel_of(3, 2, 2, 3), kernel_of(6, 5, 2, seed=1)
+    y = jax.lax.conv_general_dilated(
+        x[None], kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest"
+    )
+    np.testing.assert_allclose(conv_matrix(kernel, x.shape, padding) @ x.ravel(), y.ravel(), atol=1e-5)
+
+
+def test_a_convolution_that_only_shifts_has_norm_one():
+    kernel = np.zeros((3, 3, 4, 4), np.float32)
+    kernel[2, 0] = np.eye(4)
+    for padding in ("SAME", "VALID"):
+        (bound,) = spectral_norms([Layer("conv", jnp.asarray(kernel), padding=padding)], (9, 9, 4))
+        assert 1 <= bound < 1.002
+
+
+def test_the_lipschitz_constant_is_the_product_and_bounds_every_slope(key):
+    model = models.cnn((8, 8, 1), 3, widths=(4, 8), hidden=16)
+    params = random_params(model)
+    logits_fn = functools.partial(model.apply, params)
+    bound = jax.jit(lambda params: jm.lipschitz_bound(functools.partial(model.apply, params), (8, 8, 1)))(params)
+    np.testing.assert_allclose(bound, np.prod(spectral_norms(model.layers(params), (8, 8, 1))), rtol=1e-5)
+    xs = jax.random.normal(key, (50, 8, 8, 1))
+    slopes = jax.vmap(jax.jacrev(logits_fn))(xs).reshape(50, 3, 64)
+    assert bound.dtype == jnp.float32
+    assert np.linalg.norm(slopes, 2, (1, 2)).max() <= bound < np.inf
+
+
+def test_a_black_box_has_an_infinite_bound():
+    assert jm.lipschitz_bound(lambda x: x, (3,)) == np.inf
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape"),
+    [
+        ([Layer("attention")], (3,)),
+        ([Layer("dense", np.ones((3, 2)))], (4,)),
+        ([Layer("dense", np.ones((3, 2)))], (4, 3)),
+        ([Layer("conv", np.ones((3, 3, 1, 1)), padding="CIRCULAR")], (5, 5, 1)),
+        ([Layer("conv", np.ones((3, 3, 1, 1)), padding="VALID")], (5, 2, 1)),
+        ([Layer("max_pool")], (1, 4, 1)),
+    ],
+)
+def test_layers_that_are_not_known_or_do_not_fit_are_refused(layers, shape):
+    assert shapes_of(layers, shape) is None
+    with pytest.raises(ValueError, match="not known"):
+        spectral_norms(layers, shape)
