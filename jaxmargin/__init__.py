@@ -3,10 +3,12 @@
 from jaxmargin import attacks, losses, models, norms, objectives, regularizers
 from jaxmargin.adapters import from_batched, from_linen, from_nnx
 from jaxmargin.attacks import Attack, apgd, ddn, deepfool, fmn, minimum_norm, pgd, square, worst_case
+from jaxmargin.audit import Bracket, bracket
 from jaxmargin.batching import over_batch
 from jaxmargin.certificates import Certificate, certified_margin
 from jaxmargin.endpoints import Clever, clever
 from jaxmargin.estimates import BlockMaxima, block_maxima, radial_margin
+from jaxmargin.health import Flag, health_check
 from jaxmargin.lipschitz import local_lipschitz
 from jaxmargin.margins import Margins, Summary, histogram, linear_margin, lipschitz_margin, summarize
 from jaxmargin.norms import Norm, l1, l2, linf
@@ -15,9 +17,9 @@ from jaxmargin.spectral import lipschitz_bound
 __version__ = "0.1.0"
 
 __all__ = [
-    "Attack", "BlockMaxima", "Certificate", "Clever", "Margins", "Norm", "Summary", "apgd", "attacks", "block_maxima",
-    "certified_margin", "clever", "ddn", "deepfool", "fmn", "from_batched", "from_linen", "from_nnx", "histogram", "l1",
-    "l2", "linear_margin", "linf", "lipschitz_bound", "lipschitz_margin", "local_lipschitz", "losses", "minimum_norm",
-    "models", "norms", "objectives", "over_batch", "pgd", "radial_margin", "regularizers", "square", "summarize",
-    "worst_case",
+    "Attack", "BlockMaxima", "Bracket", "Certificate", "Clever", "Flag", "Margins", "Norm", "Summary", "apgd",
+    "attacks", "block_maxima", "bracket", "certified_margin", "clever", "ddn", "deepfool", "fmn", "from_batched",
+    "from_linen", "from_nnx", "health_check", "histogram", "l1", "l2", "linear_margin", "linf", "lipschitz_bound",
+    "lipschitz_margin", "local_lipschitz", "losses", "minimum_norm", "models", "norms", "objectives", "over_batch",
+    "pgd", "radial_margin", "regularizers", "square", "summarize", "worst_case",
 ]  # fmt: skip

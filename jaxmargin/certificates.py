@@ -27,8 +27,8 @@ __all__ = ["Certificate", "certified_margin"]
 
 # How far below its first guess the search for the largest certified ball begins, should that guess not be certified.
 _BELOW_GUESS = 2.0**-10
-# Bytes of float64 that examples relaxed together may take in their widest layer.
-_MEMORY = 2**26
+# Bytes of float64 that examples relaxed together may take in their widest layer: about what a CPU's cache holds.
+_MEMORY = 2**24
 _AFFINE = ("conv", "dense", "flatten", "dropout")  # layers without a bend
 
 

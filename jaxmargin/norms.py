@@ -112,8 +112,8 @@ def radial(norm: Norm) -> Norm:
       Norm.
 
     >>> import jax, jax.numpy as jnp, jaxmargin as jm
-    >>> keys = jax.random.split(jax.random.key(0), 100)
-    >>> for norm in (jm.l2, radial(jm.l2)):
+    >>> for seed, norm in enumerate((jm.l2, radial(jm.l2))):
+    ...     keys = jax.random.split(jax.random.key(seed), 100)
     ...     samples = jax.vmap(lambda key: norm.sample_ball(key, (784,)))(keys)
     ...     print(jnp.mean(jax.vmap(norm.size)(samples)).round(1))
     1.0

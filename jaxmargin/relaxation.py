@@ -177,7 +177,7 @@ def _pads(layer: Layer) -> list[tuple[int, int]]:
 
 
 def _convolve(z: jax.Array, kernel: jax.Array, pads: Sequence[tuple[int, int]]) -> jax.Array:
-    """A convolution as one matrix product of patches: XLA's CPU backend has no fast one in float64."""
+    """A convolution as one matrix product of patches: its transposes have no fast kernel inside of a loop on a CPU."""
     z = jnp.pad(z, [(0, 0)] * (z.ndim - 3) + [*pads, (0, 0)])
     height, width = (z.shape[axis - 3] - kernel.shape[axis] + 1 for axis in (0, 1))
     parts = [z[..., i : i + height, j : j + width, :] for i, j in np.ndindex(kernel.shape[:2])]

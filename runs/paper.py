@@ -20,6 +20,9 @@ __all__ = ["Options", "main"]
 
 SETTINGS = "settings.json"
 
+# Options that are counts and settings of a cell.
+_COUNTS = ("epochs", "num_samples", "points", "attack_points", "attack_steps", "worst_case_steps", "nearest_steps")
+
 
 @dataclass(frozen=True)
 class Options:
@@ -39,8 +42,14 @@ class Options:
     """Training and test points whose margins are measured, of each; by default 500 (digits: 60)."""
     epsilons: tuple[float, ...] | None = None
     """l2 radii of the attack; by default the paper's four."""
+    attack_points: int | None = None
+    """Test images under attack, the first ones; by default all."""
     attack_steps: int | None = None
-    """Steps of the attack; by default 1000 (digits: 100, each twice as long)."""
+    """Steps of the published attack; by default 1000 (digits: 100, each twice as long)."""
+    worst_case_steps: int | None = None
+    """Steps of each attempt of the worst case; by default 100 (digits: 50)."""
+    nearest_steps: int | None = None
+    """Steps of each minimum-norm attack; by default 500 (digits: 200)."""
     seed: int = 0
     """Of initialisation, shuffling and sampling."""
     preset: str = "released"
@@ -79,7 +88,7 @@ def check(options: Options) -> list[Cell]:
             raise ValueError(f"{name} is empty: choose from {', '.join(known)}")
         for value in chosen:
             checks.one_of(name, value, known)
-    for name in ("epochs", "num_samples", "points", "attack_steps"):
+    for name in _COUNTS:
         if getattr(options, name) is not None:
             checks.whole(name, getattr(options, name))
     checks.whole("seed", options.seed, least=0)
@@ -126,8 +135,7 @@ def describe(cell: Cell) -> str:
 
 
 def _cell(options: Options, model: str, method: str) -> Cell:
-    names = ("epochs", "num_samples", "points", "epsilons", "attack_steps")
-    changes: dict[str, Any] = {name: getattr(options, name) for name in names}
+    changes: dict[str, Any] = {name: getattr(options, name) for name in ("epsilons", *_COUNTS)}
     return presets.cell(options.dataset, model, method, preset=options.preset, seed=options.seed, **changes)
 
 

@@ -102,8 +102,11 @@ def _paper(dataset: str, model: str, method: str, preset: str) -> dict[str, Any]
         points=500,
         num_samples=51_200,
         radius=5.0,
+        attack_points=10_000,
         attack_steps=1000,
         attack_step_size=0.01,
+        worst_case_steps=100,
+        nearest_steps=500,
     )
     if preset == "text":
         return settings
@@ -130,6 +133,9 @@ def _digits(model: str) -> dict[str, Any]:
         points=60,
         num_samples=1024,
         radius=1.5,
+        attack_points=360,
         attack_steps=100,
         attack_step_size=0.02,
+        worst_case_steps=50,
+        nearest_steps=200,
     )

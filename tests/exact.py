@@ -100,7 +100,7 @@ def radial_bound(net, x, radius):
 def _candidates(x, normals, offsets):
     """The feet of x on the planes n z + o = 0, and on whatever two or more of them have in common."""
     feet = []
-    for count in range(1, len(x) + 1):
+    for count in range(1, min(len(x), len(normals)) + 1):
         chosen = np.array(list(itertools.combinations(range(len(normals)), count)))  # [m, count]
         planes = normals[chosen]  # [m, count, d]
         gram = planes @ planes.swapaxes(1, 2)  # [m, count, count]

@@ -24,7 +24,7 @@ CONTRACT = [
     *("certified_margin", "lipschitz_bound", "Certificate"),
     *("block_maxima", "clever", "radial_margin", "BlockMaxima", "Clever"),
     *("l2", "linf", "l1", "Norm", "Margins", "Summary", "Attack"),
-    *("minimum_norm", "worst_case", "square", "apgd", "ddn", "fmn", "deepfool"),
+    *("minimum_norm", "worst_case", "bracket", "health_check", "certified_margin", "square", "ddn", "fmn", "deepfool"),
     *("objectives.standard", "objectives.lcr", "objectives.amr", "objectives.margin_term"),
     *("models.linear", "models.mlp", "models.cnn"),
     *("losses.logit_margin", "losses.soft_logit_margin", "losses.cross_entropy", "losses.dlr"),
@@ -32,7 +32,7 @@ CONTRACT = [
 ]
 
 MEASURES = [
-    *("margins.lipschitz_margin", "margins.linear_margin", "certificates.certified_margin"),
+    *("margins.lipschitz_margin", "margins.linear_margin", "certificates.certified_margin", "audit.bracket"),
     *(f"attacks.{name}" for name in ("pgd", "apgd", "square", "ddn", "fmn", "deepfool", "minimum_norm", "worst_case")),
     *("estimates.block_maxima", "estimates.radial_margin"),
 ]

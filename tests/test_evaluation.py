@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxmargin as jm
-from jaxmargin.lab.evaluation import measure, pgd_sweep, read_arrays
+from jaxmargin.lab.evaluation import measure, read_arrays
 from jaxmargin.lab.tracking import write_arrays
 
 
@@ -43,11 +43,11 @@ def test_what_is_measured_already_is_only_read(problem, tmp_path):
     assert list(read_arrays(tmp_path / "done.npz")) == ["margin"]
 
 
-def test_the_sweep_is_pgd_at_each_epsilon(problem):
+def test_fields_and_open_options(problem, tmp_path):
     w, xs, ys = problem
-    options = dict(norm=jm.l2, step_size=0.1, num_steps=15)
-    sweep = jm.over_batch(pgd_sweep, linear, epsilons=(0.1, 0.5, 2.0), **options)(w, jax.random.key(1), xs, ys)
-    for i, epsilon in enumerate((0.1, 0.5, 2.0)):
-        one = jm.over_batch(jm.pgd, linear, epsilon=epsilon, **options)(w, jax.random.key(1), xs, ys)
-        np.testing.assert_array_equal(sweep.found[:, i], one.found)
-    assert 0 < sweep.found[:, 0].mean() < sweep.found[:, 2].mean()
+    run = jm.over_batch(jm.pgd, linear, num_steps=5, step_size=0.1)
+    key = jax.random.key(2)
+    kept = measure(run, w, key, xs, ys, path=tmp_path / "a.npz", label="", fields=("found",), epsilon=0.5)
+    assert list(kept) == list(read_arrays(tmp_path / "a.npz")) == ["found"]
+    whole = jm.over_batch(jm.pgd, linear, num_steps=5, step_size=0.1, epsilon=0.5)(w, jax.random.clone(key), xs, ys)
+    np.testing.assert_array_equal(kept["found"], whole.found)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmargin.lab import experiments, publishing, tracking
+from jaxmargin.lab import experiments, publishing, robustness, tables, tracking
 from jaxmargin.lab.data import Dataset, Split, load
 from jaxmargin.lab.experiments import Cell, run_cell, schedule
 from jaxmargin.lab.training import DivergedError
@@ -15,12 +15,13 @@ from jaxmargin.lab.training import DivergedError
 CELL = Cell(
     dataset="digits", model="mlp", method="amr", preset="text", seed=3, epochs=11, learning_rate=0.02, batch_size=32,
     lam=0.1, beta=1e-3, tau=5.0, form="ramp", dropout=0.0, points=6, num_samples=64, radius=1.5, epsilons=(0.25, 1.0),
-    attack_steps=5, attack_step_size=0.2,
+    attack_points=40, attack_steps=5, attack_step_size=0.2, worst_case_steps=5, nearest_steps=20,
 )  # fmt: skip
 KEYS = {
     "dataset", "model", "method", "preset", "seed", "epochs", "n_train", "n_test", "n_margin", "num_samples",
     "clean_accuracy", "epsilons", "robust_accuracy", "worst_case_accuracy", "average_margin", "average_margin_signed",
-    "minimum_margin", "paper", "device", "versions", "seconds",
+    "minimum_margin", "paper", "device", "versions", "seconds", "n_attack", "average_certified", "average_attacked",
+    "contradicted_fraction", "flags",
 }  # fmt: skip
 
 
@@ -42,22 +43,27 @@ def files(workdir):
     folder = workdir / "cells" / CELL.name
     card = tracking.read_json(workdir / "cards" / f"{CELL.name}.json")
     seconds = card.pop("seconds")
-    assert set(seconds) == {"train", "evaluate", "margins", "attack"}
+    assert set(seconds) == {"train", "evaluate", "margins", "attack", "worst_case", "bounds"}
     kept = [folder / "params.npz", folder / "metrics.jsonl", workdir / "cards" / f"{CELL.name}.npz"]
     return [path.read_bytes() for path in kept] + [json.dumps(card)]
 
 
 def test_the_card_has_every_key_and_agrees_with_its_points(straight):
     card, workdir = straight
-    assert set(card) >= KEYS and card["worst_case_accuracy"] is None
+    assert set(card) >= KEYS and card["n_attack"] == 40
     with np.load(workdir / "cards" / f"{CELL.name}.npz") as arrays:
         margin = arrays["test_margin"][-1]
         assert arrays["epochs"].tolist() == [1, 10, 11] == schedule(11)
         assert arrays["train_margin"].shape == (3, 6)
+        certified, attacked = arrays["test_certified"], arrays["test_attacked"]
     np.testing.assert_allclose(card["average_margin"], np.abs(margin).mean(), rtol=1e-6)
     np.testing.assert_allclose(card["average_margin_signed"], margin.mean(), rtol=1e-6)
     np.testing.assert_allclose(card["minimum_margin"], margin.min(), rtol=1e-6)
-    assert 0 <= card["robust_accuracy"][1] <= card["robust_accuracy"][0] <= card["clean_accuracy"] <= 1
+    assert 0 <= card["robust_accuracy"][1] <= card["robust_accuracy"][0] <= 1
+    assert (np.asarray(card["worst_case_accuracy"]) <= card["robust_accuracy"]).all()
+    assert (certified > 0).all() and (certified <= attacked).all() and np.isfinite(attacked).all()
+    np.testing.assert_allclose(card["contradicted_fraction"], np.mean(np.abs(margin) > attacked * 1.0001))
+    assert [flag["name"] for flag in card["flags"]] == ["plateau over epsilon", "one loss far weaker", "layer cake"]
 
 
 def test_metrics_have_a_line_an_epoch_and_margins_when_due(straight):
@@ -83,19 +89,20 @@ def test_linear_margins_are_exact_and_followed_every_epoch(data, tmp_path):
         np.testing.assert_allclose(margin, distance if p == y else -distance, rtol=1e-4)
 
 
-@pytest.mark.parametrize("moment", ["train margins at epoch 10", "test margins at epoch 11", "attack"])
+@pytest.mark.parametrize("moment", ["train margins at epoch 10", "test margins at epoch 11", "attack", "certified"])
 def test_a_cut_run_ends_with_the_same_bytes(straight, data, tmp_path, monkeypatch, moment):
-    original = experiments.measure
+    original = robustness.measure
 
     def cut(*arguments, label, **options):
         if label.endswith(moment):
             raise KeyboardInterrupt
         return original(*arguments, label=label, **options)
 
-    monkeypatch.setattr(experiments, "measure", cut)
+    for module in (experiments, robustness):
+        monkeypatch.setattr(module, "measure", cut)
     with pytest.raises(KeyboardInterrupt):
         run_cell(CELL, data, tmp_path)
-    monkeypatch.setattr(experiments, "measure", original)
+    monkeypatch.undo()
     run_cell(CELL, data, tmp_path)
     assert files(tmp_path) == files(straight[1])
 
@@ -136,7 +143,7 @@ def test_publishing_writes_tables_figures_and_one_page(straight):
     published = publishing.publish(workdir)
     assert published.table.splitlines()[2].startswith("| mlp | amr |")
     text = published.report.read_text()
-    assert text.count("<figure") == 6 and "http" not in text.replace("http-equiv", "")
+    assert text.count("<figure") == 7 and "http" not in text.replace("http-equiv", "")
     assert (workdir / "table.csv").read_text().splitlines()[0].startswith("dataset,model,method")
     assert len(tracking.read_records(workdir / "metrics.jsonl")) == 11
     assert (workdir / "figures" / "histograms-mlp-test.png").read_bytes().startswith(b"\x89PNG")
@@ -144,10 +151,10 @@ def test_publishing_writes_tables_figures_and_one_page(straight):
 
 def test_published_numbers_stand_beside_ours_at_the_same_budgets_only(straight):
     paper = {"clean_accuracy": 0.9824, "epsilons": [0.25, 1.0], "robust_accuracy": [0.5, 0.1], "average_margin": 0.8}
-    row = publishing.table([straight[0] | {"paper": paper}])[0]
-    assert row["clean %"].endswith("(98.24)") and row["PGD 1 %"].endswith("(10.00)")
-    row = publishing.table([straight[0] | {"paper": paper | {"epsilons": [0.5, 1.0]}}])[0]
-    assert "(" not in row["PGD 1 %"] and row["average margin"].endswith("(0.80)")
+    row = tables.table([straight[0] | {"paper": paper}])[0]
+    assert row["clean %"].endswith("(98.24)") and row["published 1 %"].endswith("(10.00)")
+    row = tables.table([straight[0] | {"paper": paper | {"epsilons": [0.5, 1.0]}}])[0]
+    assert "(" not in row["published 1 %"] and row["average margin"].endswith("(0.80)")
 
 
 def test_the_trade_off_needs_a_falling_average_and_a_rising_minimum():
@@ -161,7 +168,7 @@ def test_the_trade_off_needs_a_falling_average_and_a_rising_minimum():
 
     def held(minimum, average):
         records = [line | {"test_minimum_margin": 0.0, "test_average_margin": 0.0} for line in lines(minimum, average)]
-        return publishing.trade_off([card], [records])[0]["trade-off"]
+        return tables.trade_off([card], [records])[0]["trade-off"]
 
     assert held([-1, 0.1, 0.2], [0.1, 0.5, 0.4]) == "yes"
     assert held([-1, 0.1, 0.0], [0.1, 0.5, 0.4]) == "no"

@@ -55,6 +55,7 @@ LAB = {
     "plots": {"drawing", "tracking"},
     "publishing": {"evaluation", "experiments", "plots", "reports", "tables", "tracking"},
     "reports": {"tracking"},
+    "robustness": {"evaluation"},
     "svm": {"active_set"},
     "tables": set(),
     "tracking": set(),

@@ -20,7 +20,8 @@ NETWORKS = {
     "odd cnn": models.cnn((9, 7, 1), 3, widths=(3, 4), hidden=8),
     "mlp": models.mlp((8, 8, 1), 3, hidden=12),
 }
-networks = pytest.mark.parametrize("network", NETWORKS)
+CASES = [("l2", "mlp"), ("linf", "mlp"), ("l1", "mlp"), ("l2", "cnn"), ("linf", "odd cnn")]  # a cnn compiles slowly
+cases = pytest.mark.parametrize(("name", "network"), CASES)
 
 
 def step(layer, z):
@@ -94,8 +95,7 @@ def cast(layer):
 ROWS = np.float32([[1, -1, 0], [0, 1, -1], [1, 1, -2]])
 
 
-@networks
-@norms
+@cases
 def test_intervals_and_lines_hold_at_every_point_of_the_ball(name, network):
     rng = np.random.default_rng(0)
     x = np.float32(rng.uniform(size=NETWORKS[network].input_shape))
@@ -122,8 +122,7 @@ def steepest(name, g):
         return np.asarray(getattr(jm, name).steepest(jnp.asarray(g)))
 
 
-@networks
-@norms
+@cases
 def test_intervals_grow_with_the_radius(name, network):
     x = np.float32(np.random.default_rng(1).uniform(size=NETWORKS[network].input_shape))
     inner, outer = (bounded(network, name, x, np.float32(radius), ROWS)[1] for radius in (0.1, 0.11))
@@ -145,13 +144,12 @@ def test_the_first_layer_with_weights_is_bounded_exactly(name):
 
 
 def test_in_l2_the_reach_of_the_spectral_norms_is_much_tighter_than_interval_arithmetic():
-    model = NETWORKS["cnn"]
     x = np.float32(np.random.default_rng(3).uniform(size=(8, 8, 1)))
     layers, bounds, _ = bounded("cnn", "l2", x, np.float32(0.05), ROWS)
     with double_precision():
         double = [layer._replace(**cast(layer)) for layer in layers]
         plain = jax.jit(lambda x: intervals(double, x, 0.05))(jnp.asarray(np.float64(x)))
-    wide, narrow = (np.mean(found[-1].high - found[-1].low) for found in (plain, bounds))
+    wide, narrow = (np.mean(np.asarray(found[-1].high) - found[-1].low) for found in (plain, bounds))
     assert narrow < wide / 2
 
 

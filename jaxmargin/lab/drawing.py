@@ -46,6 +46,9 @@ LOOKS = {  # by a word in the label
     "difference": Look("#56b4e9", "s"),  # of the two class means
     "descent": Look("#882255", "o"),
     "gd": Look("#882255", "o"),
+    "certified": Look("#0072b2", "s"),
+    "estimated": Look("#e69f00", "o"),
+    "attacked": Look("#882255", "^"),
 }
 OTHER_LOOKS = tuple(
     map(Look, ("#cc79a7", "#999933", "#44aa99", "#666666", "#88ccee", "#661100"), ("D", "v", "P", "X", "<", ">"))

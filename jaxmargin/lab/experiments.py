@@ -17,12 +17,14 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from jaxmargin import checks, models, objectives
+from jaxmargin import checks, health, models, objectives
+from jaxmargin.audit import ROUNDING
 from jaxmargin.batching import Measurement, over_batch
 from jaxmargin.lab import tracking
 from jaxmargin.lab.checkpoints import Checkpoints
 from jaxmargin.lab.data import Dataset, Split, margin_points
-from jaxmargin.lab.evaluation import Arrays, measure, pgd_sweep, read_arrays
+from jaxmargin.lab.evaluation import Arrays, measure, read_arrays
+from jaxmargin.lab.robustness import bounds, broken_as_published, broken_in_the_worst_case
 from jaxmargin.lab.training import DivergedError, evaluator, fit, init_state, train_epoch
 from jaxmargin.lipschitz import default_chunk_size
 from jaxmargin.margins import Margins, linear_margin, lipschitz_margin, summarize
@@ -61,8 +63,11 @@ class Cell:
     num_samples: int
     radius: float
     epsilons: tuple[float, ...]
+    attack_points: int
     attack_steps: int
     attack_step_size: float
+    worst_case_steps: int
+    nearest_steps: int
 
     @property
     def name(self) -> str:
@@ -74,6 +79,8 @@ class Cell:
         for name, split in (("training", data.train), ("test", data.test)):
             if self.points > (n := len(split.labels)):
                 raise ValueError(f"points={self.points} is more than the {n} {name} images of {data.name}")
+        if not all(near < far for near, far in zip(self.epsilons, self.epsilons[1:], strict=False)):
+            raise ValueError(f"epsilons={self.epsilons} must rise")
         if self.model != "linear":
             default_chunk_size(self.num_samples, data.train.images[0].size)
 
@@ -139,7 +146,7 @@ def run_cell(cell: Cell, data: Dataset, workdir: Path, paper: dict[str, Any] | N
     run = _Run(cell, data, workdir / "cells" / cell.name)
     params = run.train()
     robust = run.attack(params)
-    arrays = run.margins()
+    arrays = run.margins() | run.bounds(params)
     card = tracking.plain(run.card(robust, arrays, paper))
     tracking.write_arrays(path.with_suffix(".npz"), arrays)
     tracking.write_json(path, card)
@@ -155,7 +162,9 @@ class _Run:
         self.measurement = cell.build_margins(self.model)
         self.evaluate = evaluator(self.model.apply, scale=data.scale)
         keys = jax.random.split(jax.random.key(cell.seed), 4)
-        self.key_init, self.key_train, self.key_margin, self.key_attack = keys
+        self.key_init, self.key_train, self.key_margin, key_attack = keys
+        self.key_published, self.key_worst, self.key_bounds = jax.random.split(key_attack, 3)
+        self.n_attacked = min(cell.attack_points, len(data.test.labels))
         self.splits = {"train": data.train, "test": data.test}
         self.index = {name: margin_points(len(split.labels), cell.points) for name, split in self.splits.items()}
         self.on_device = {name: tuple(map(jnp.asarray, split)) for name, split in self.splits.items()}
@@ -192,15 +201,34 @@ class _Run:
         tracking.write_arrays(self.folder / "params.npz", arrays)
         return state.params
 
-    def attack(self, params: Any) -> list[float]:
-        """Robust accuracy on the whole test split under the published attack, one number an epsilon."""
-        cell = self.cell
-        options: dict[str, Any] = dict(norm=l2, epsilons=cell.epsilons, box=(0.0, 1.0))
-        options |= dict(step_size=cell.attack_step_size, num_steps=cell.attack_steps)
-        run = over_batch(pgd_sweep, self.model.apply, **options)
+    def attack(self, params: Any) -> dict[str, list[float]]:
+        """Robust accuracies on the first test images, one number an epsilon: as published, and in the worst case."""
+        cell, n = self.cell, self.n_attacked
+        xs, ys = self._inputs(self.data.test, slice(n))
+        options: dict[str, Any] = dict(epsilons=cell.epsilons, folder=self.folder, label=cell.name)
         with self._stage("attack"):
-            found = self._measure(run, params, self.key_attack, self.data.test, "attack.npz", "attack")["found"]
-        return (1 - found.mean(0)).tolist()
+            published = broken_as_published(
+                self.model.apply, params, self.key_published, xs, ys,
+                num_steps=cell.attack_steps, step_size=cell.attack_step_size, **options,
+            )  # fmt: skip
+        with self._stage("worst_case"):
+            worst = broken_in_the_worst_case(
+                self.model.apply, params, self.key_worst, xs, ys,
+                num_steps=cell.worst_case_steps, before=published, **options,
+            )  # fmt: skip
+        return {name: (1 - found.mean(0)).tolist() for name, found in (("published", published), ("worst", worst))}
+
+    def bounds(self, params: Any) -> Arrays:
+        """Certified and attacked distances of the test points whose margins were estimated last."""
+        cell = self.cell
+        xs, _ = self._inputs(self.data.test, self.index["test"])
+        predicted = read_arrays(self._margin_path(cell.epochs, "test"))["predicted"]
+        with self._stage("bounds"):
+            found = bounds(
+                self.model.apply, params, self.key_bounds, xs, predicted,
+                radius=cell.radius, num_steps=cell.nearest_steps, folder=self.folder, label=cell.name,
+            )  # fmt: skip
+        return {f"test_{name}": distance for name, distance in found.items()}
 
     def margins(self) -> Arrays:
         """The margins of the points themselves at every estimation epoch, [epochs, points] each."""
@@ -212,10 +240,18 @@ class _Run:
             arrays |= {f"{name}_{field}": np.stack([one[field] for one in found]) for field in Margins._fields}
         return arrays
 
-    def card(self, robust: list[float], arrays: Arrays, paper: dict[str, Any] | None) -> dict[str, Any]:
+    def card(self, robust: dict[str, list[float]], arrays: Arrays, paper: dict[str, Any] | None) -> dict[str, Any]:
         """The result card."""
         final = {name: self._summary({f: arrays[f"{name}_{f}"][-1] for f in Margins._fields}) for name in self.splits}
         last = tracking.read_records(self.folder / "metrics.jsonl")[-1]
+        estimated, attacked = np.abs(arrays["test_margin"][-1]), arrays["test_attacked"]
+        contradicted = estimated > attacked * (1 + ROUNDING)
+        right = arrays["test_margin"][-1] > 0
+        flags = [
+            health.plateau(self.cell.epsilons, 1 - last["test_error"], robust["published"]),
+            health.weak_loss(robust["published"], robust["worst"]),
+            health.layer_cake(self.cell.epsilons, robust["published"], np.where(right, attacked, 0.0)),
+        ]
         return asdict(self.cell) | {
             "n_train": len(self.data.train.labels),
             "n_test": len(self.data.test.labels),
@@ -224,8 +260,9 @@ class _Run:
             "margin_method": "exact" if self.cell.model == "linear" else "sampled Lipschitz constants",
             "clean_accuracy": 1 - last["test_error"],
             "train_accuracy": 1 - last["train_error"],
-            "robust_accuracy": robust,
-            "worst_case_accuracy": None,
+            "n_attack": self.n_attacked,
+            "robust_accuracy": robust["published"],
+            "worst_case_accuracy": robust["worst"],
             "average_margin": final["test"]["average_margin_unsigned"],
             "average_margin_signed": final["test"]["average_margin"],
             "minimum_margin": final["test"]["minimum_margin"],
@@ -233,6 +270,10 @@ class _Run:
             "train_average_margin": final["train"]["average_margin_unsigned"],
             "train_average_margin_signed": final["train"]["average_margin"],
             "train_minimum_margin": final["train"]["minimum_margin"],
+            "average_certified": float(np.mean(arrays["test_certified"])),
+            "average_attacked": float(np.mean(arrays["test_attacked"])),
+            "contradicted_fraction": float(np.mean(contradicted)),
+            "flags": [flag._asdict() for flag in flags],
             "paper": paper,
             "device": tracking.device_name(),
             "versions": tracking.versions(),
@@ -270,9 +311,11 @@ class _Run:
     def _measure(
         self, run: Measurement, params: Any, key: jax.Array, split: Split, name: str | None, label: str
     ) -> Arrays:
-        xs = np.asarray(split.images, np.float32) / self.data.scale
         path = self.folder / name if name else None
-        return measure(run, params, key, xs, np.asarray(split.labels), path=path, label=f"{self.cell.name} {label}")
+        return measure(run, params, key, *self._inputs(split), path=path, label=f"{self.cell.name} {label}")
+
+    def _inputs(self, split: Split, chosen: slice | np.ndarray = slice(None)) -> tuple[np.ndarray, np.ndarray]:
+        return np.asarray(split.images[chosen], np.float32) / self.data.scale, np.asarray(split.labels[chosen])
 
     def _margin_path(self, epoch: int, split: str) -> Path:
         return self.folder / f"margins-{split}-{epoch:04d}.npz"

@@ -19,6 +19,7 @@ from jaxmargin.lab import drawing, tracking
 
 __all__ = [
     "average_margin_by_method",
+    "brackets",
     "direction_convergence",
     "margin_curves",
     "margin_histograms",
@@ -163,12 +164,18 @@ def training_curves(curves: Mapping[str, Mapping[str, ArrayLike]], *, title: str
     return figure
 
 
-def robust_accuracy_curves(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], *, title: str) -> Figure:
+def robust_accuracy_curves(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    title: str,
+    worst: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
+) -> Figure:
     """Draws accuracy under attack against the attack's budget.
 
     Args:
       curves: Label ("std") to (epsilons [e], accuracy [e]), accuracy in [0, 1]; epsilon 0 is clean accuracy.
       title: The figure's title.
+      worst: The same labels to the accuracies in the worst case over attacks, drawn dashed.
 
     Returns:
       The figure, with one panel; accuracy is in percent.
@@ -181,7 +188,40 @@ def robust_accuracy_curves(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], *,
     looks = drawing.looks(series)
     for label, (epsilons, accuracy) in series.items():
         drawing.line(axes, label, epsilons, drawing.percent(label, accuracy), looks[label])
+    for label, (epsilons, accuracy) in (drawing.read(worst, "worst") if worst else {}).items():
+        name = f"{label}, worst case"
+        drawing.line(axes, name, epsilons, drawing.percent(name, accuracy), looks[label], "--")
     axes.set_ylim(-2.0, 102.0)
+    drawing.legend(figure)
+    return figure
+
+
+def brackets(points: Mapping[str, Mapping[str, ArrayLike]], *, title: str) -> Figure:
+    """Draws certified, estimated and attacked distances of the same points, sorted by the attacked one.
+
+    Args:
+      points: Label of a panel ("std") to "certified", "estimated" and "attacked", each [n], in input units.
+      title: The figure's title.
+
+    Returns:
+      The figure, with a panel for each label; a note counts the points whose estimate exceeds the attack's distance.
+
+    Raises:
+      ValueError: `points` is empty, a label lacks one of the three, or their lengths differ.
+    """
+    names = ("certified", "estimated", "attacked")
+    for label, curves in drawing.filled(points, "points").items():
+        if missing := [name for name in names if name not in curves]:
+            raise ValueError(f"points[{label!r}] lacks {', '.join(missing)}")
+    series = drawing.read({label: [curves[name] for name in names] for label, curves in points.items()}, "points")
+    figure, row = drawing.panels(title, tuple(series), xlabel="points, by attacked distance", ylabel="distance")
+    for axes, (label, arrays) in zip(row, series.items(), strict=True):
+        order = np.argsort(arrays[2], kind="stable")
+        for name, values in zip(names, arrays, strict=True):
+            drawing.line(axes, name, np.arange(1.0, len(order) + 1), values[order], drawing.LOOKS[name], marker="none")
+        above = arrays[1] > arrays[2]
+        axes.set_title(f"{label}: estimate above attack at {above.sum()} of {len(above)}", loc="left", fontsize=9)
+        drawing.from_zero(axes)
     drawing.legend(figure)
     return figure
 

@@ -1,0 +1,136 @@
+"""Three answers for every point: a certified lower bound, an estimate, and the distance of a found adversarial."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmargin.attacks import minimum_norm
+from jaxmargin.certificates import certified_margin
+from jaxmargin.margins import lipschitz_margin
+from jaxmargin.norms import Norm, l2
+from jaxmargin.together import Together
+
+__all__ = ["ROUNDING", "Bracket", "bracket"]
+
+# Relative to a distance, what float32 leaves open: no contradiction is claimed within it.
+ROUNDING = 1e-4
+
+
+class Bracket(NamedTuple):
+    """Distances of one example, or of n, to where the prediction changes, in input units and without sign.
+
+    Attributes:
+      certified: no change nearer than this, proven; 0 where nothing is known (see ``supported``).
+      estimated: the sampled Lipschitz margin, neither bound.
+      attacked: a change was found at this distance; infinite where none was found.
+      contradicts: True where the estimate exceeds the attack's distance and so cannot be right.
+      predicted: the predicted class; the signed margin is negative where it is not y.
+      capped: True where the estimate reached the radius of the ball.
+      supported: False where the classifier shows no layers that can be certified.
+      x_adv: the input that the attack found, [*d].
+    """
+
+    certified: jax.Array
+    estimated: jax.Array
+    attacked: jax.Array
+    contradicts: jax.Array
+    predicted: jax.Array
+    capped: jax.Array
+    supported: jax.Array
+    x_adv: jax.Array
+
+
+def bracket(
+    logits_fn: Callable[[jax.Array], jax.Array],
+    key: jax.Array,
+    x: jax.Array,
+    y: jax.Array,
+    *,
+    norm: Norm = l2,
+    radius: float = 5.0,
+    num_samples: int = 51_200,
+    chunk_size: int | None = None,
+    exact: bool = False,
+    num_steps: int = 500,
+    box: tuple[float, float] | None = None,
+) -> Bracket:
+    """certified <= true distance <= attacked, and the estimate of the same distance beside them.
+
+    Args:
+      logits_fn: x -> logits [c].
+      key: a PRNG key, split between estimate and attack.
+      x: one example, [*d].
+      y: its class, which does not matter: all three distances are those to another prediction.
+      norm: the norm that measures the distance.
+      radius: of the ball in which slopes are sampled, and the largest certified or estimated distance.
+      num_samples: samples of the estimate.
+      chunk_size: samples held in memory at once; None chooses.
+      exact: whether all classes see all samples, as in ``lipschitz_margin``.
+      num_steps: steps of ``minimum_norm``.
+      box: (low, high) of valid inputs, which the attack keeps to; certificate and estimate know no box.
+
+    Returns:
+      Bracket.
+
+    Raises:
+      ValueError: see ``lipschitz_margin``, ``minimum_norm`` and ``certified_margin``.
+
+    >>> import functools, jax, jax.numpy as jnp, jaxmargin as jm
+    >>> model = jm.models.linear((2,), 2)
+    >>> params = {"Dense_0": {"kernel": jnp.array([[3.0, 0.0], [4.0, 0.0]]), "bias": jnp.zeros(2)}}
+    >>> logits_fn = functools.partial(model.apply, params)
+    >>> three = bracket(logits_fn, jax.random.key(0), jnp.array([1.0, 0.5]), 0, num_samples=64, num_steps=20)
+    >>> [round(float(distance), 3) for distance in three[:3]], bool(three.contradicts)
+    ([1.0, 1.0, 1.0], False)
+    """
+    options: dict[str, Any] = dict(norm=norm, radius=radius, num_samples=num_samples, chunk_size=chunk_size)
+    options |= dict(exact=exact, num_steps=num_steps, box=box)
+    one = jnp.asarray(x)[None], jnp.asarray(y)[None], jnp.ones(1, bool)
+    found = _together(logits_fn, key, jnp.zeros(1, int), *one, **options)
+    return jax.tree.map(lambda leaf: leaf[0], found)
+
+
+def _together(
+    logits_fn: Callable[[jax.Array], jax.Array],
+    key: jax.Array,
+    indices: jax.Array,
+    xs: jax.Array,
+    ys: jax.Array,
+    asked: jax.Array,
+    *,
+    norm: Norm,
+    radius: float,
+    num_steps: int,
+    box: tuple[float, float] | None,
+    **sampling: Any,
+) -> Bracket:
+    """``bracket`` of b examples, whose estimates share their samples."""
+    key_estimate, key_attack = jax.random.split(key)
+    sampling |= dict(box=None, tolerance=None, precision="float32")
+    estimate = lipschitz_margin.together.run(  # type: ignore[attr-defined]
+        logits_fn, key_estimate, indices, xs, ys, asked, norm=norm, radius=radius, **sampling
+    )
+
+    def others(index: jax.Array, x: jax.Array, predicted: jax.Array) -> tuple:
+        key_example = jax.random.fold_in(key_attack, index)
+        attack = minimum_norm(logits_fn, key_example, x, predicted, norm=norm, num_steps=num_steps, box=box)
+        return attack, certified_margin(logits_fn, key_example, x, predicted, norm=norm, radius=radius)
+
+    attack, certificate = jax.vmap(others)(indices, xs, estimate.predicted)
+    estimated = jnp.abs(estimate.margin)
+    return Bracket(
+        certified=certificate.distance,
+        estimated=estimated,
+        attacked=attack.distance,
+        contradicts=estimated > attack.distance * (1 + ROUNDING),
+        predicted=estimate.predicted,
+        capped=estimate.capped,
+        supported=certificate.supported,
+        x_adv=attack.x_adv,
+    )
+
+
+_TOGETHER = Together(_together, batch_size=lambda: 64, of_any_size=False)
+bracket.together = _TOGETHER  # type: ignore[attr-defined]

@@ -1,0 +1,344 @@
+"""Signs that a robustness measured by attacks is not there: each a number, the threshold it should not pass, a remedy.
+
+The first functions judge numbers that are there already; ``health_check`` measures them.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmargin import checks, losses
+from jaxmargin.attacks import minimum_norm, pgd, square, worst_case
+from jaxmargin.batching import Measurement, over_batch
+from jaxmargin.margins import Margins
+from jaxmargin.norms import Norm, l1, l2
+
+__all__ = ["Flag", "health_check", "layer_cake", "plateau", "weak_loss"]
+
+Array = jax.Array | np.ndarray
+ApplyFn = Callable[[Any, jax.Array], jax.Array]
+
+# Below this length the published attack no longer steps at full length; see ``attacks.pgd``.
+_FLOOR = 1e-6
+
+
+class Flag(NamedTuple):
+    """One sign.
+
+    Attributes:
+      name: of the sign, in words.
+      raised: whether value passes threshold.
+      value: what was measured.
+      threshold: the largest value that raises no suspicion.
+      meaning: what the value is.
+      remedy: what to do where it is raised.
+    """
+
+    name: str
+    raised: bool
+    value: float
+    threshold: float
+    meaning: str
+    remedy: str
+
+
+def plateau(epsilons: Sequence[float], clean: float, robust: Sequence[float]) -> Flag:
+    """Whether accuracy falls more and more slowly as the radius grows, although there is much left to lose.
+
+    The rate at which the accuracy a is lost, log(a_{i-1} / a_i) / (epsilon_i - epsilon_{i-1}), rises where an attack
+    works: the points that are left are nearer and nearer to their own distance.
+
+    Args:
+      epsilons: [e] radii, rising.
+      clean: accuracy without attack, in [0, 1].
+      robust: [e] accuracies under attack.
+
+    Returns:
+      Flag: its value is the largest rate over the last one that begins above an accuracy of 5 %.
+
+    Raises:
+      ValueError: lengths that differ.
+
+    >>> plateau([0.5, 1.0, 1.5, 2.0], 0.991, [0.96, 0.905, 0.887, 0.875]).raised
+    True
+    """
+    _refuse_lengths(epsilons=epsilons, robust=robust)
+    accuracy = np.asarray([clean, *robust], float)
+    some = accuracy[:-1] > 0.05
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rates = (np.log(accuracy[:-1] / accuracy[1:]) / np.diff([0.0, *epsilons]))[some]
+        value = float(rates.max() / rates[-1]) if some.any() and rates.max() > 0 else 0.0
+    return _flag(
+        "plateau over epsilon", 1.0 if np.isnan(value) else value, 2.0,
+        "largest rate at which accuracy falls with epsilon, over the last one",
+        "attack with losses that cannot saturate (worst_case) and compare",
+    )  # fmt: skip
+
+
+def weak_loss(published: Sequence[float], worst: Sequence[float]) -> Flag:
+    """Whether one attack is far weaker than the worst case.
+
+    Args:
+      published: [e] accuracies under the attack in question, in [0, 1].
+      worst: [e] accuracies under the worst case at the same radii.
+
+    Returns:
+      Flag: its value is the largest difference.
+
+    Raises:
+      ValueError: lengths that differ.
+
+    >>> round(weak_loss([0.95, 0.9], [0.6, 0.1]).value, 2)
+    0.8
+    """
+    _refuse_lengths(published=published, worst=worst)
+    return _flag(
+        "one loss far weaker", max(a - b for a, b in zip(published, worst, strict=True)), 0.15,
+        "accuracy under the attack minus that in the worst case over losses",
+        "report the worst case; the attack's loss has saturated",
+    )  # fmt: skip
+
+
+def layer_cake(epsilons: Sequence[float], robust: Sequence[float], distances: Array) -> Flag:
+    """Whether accuracy under attack adds up to more than the distances at which points were broken.
+
+    The integral of the robust accuracy over epsilon is the mean distance, of the wrong ones 0, cut at the last epsilon.
+
+    Args:
+      epsilons: [e] radii, rising.
+      robust: [e] accuracies under attack.
+      distances: [n] distances at which an attack changed the prediction, 0 where it is wrong, infinite where none did.
+
+    Returns:
+      Flag: its value is the ratio of the two, the integral taken as low as the accuracies allow.
+
+    Raises:
+      ValueError: lengths that differ.
+
+    >>> layer_cake([1.0, 2.0], [0.9, 0.9], [0.5, 0.5, 1.0]).raised
+    True
+    """
+    _refuse_lengths(epsilons=epsilons, robust=robust)
+    widths = np.diff([0.0, *epsilons])
+    least = float(np.sum(widths * np.asarray(robust)))  # falling: its value at the end of each step is its smallest
+    mean = float(np.mean(np.minimum(np.asarray(distances), epsilons[-1])))
+    value = least / mean if mean > 0 else (np.inf if least > 0 else 0.0)
+    return _flag(
+        "layer cake", value, 1.3,
+        "integral of the accuracy under attack over epsilon, relative to the mean distance of found adversarials",
+        "believe the distances: the attack behind the accuracies misses what minimum_norm finds",
+    )  # fmt: skip
+
+
+def health_check(
+    apply_fn: ApplyFn,
+    params: Any,
+    xs: Array,
+    ys: Array,
+    *,
+    key: jax.Array | None = None,
+    norm: Norm = l2,
+    box: tuple[float, float] | None = None,
+    epsilons: Sequence[float] | None = None,
+    num_steps: int = 100,
+    margins: Margins | None = None,
+) -> tuple[Flag, ...]:
+    """Looks for the signs of gradient masking and of failing attacks on a classifier.
+
+    Args:
+      apply_fn: (params, x [*d]) -> logits [c].
+      params: its parameters.
+      xs: [n, *d] inputs.
+      ys: [n] classes.
+      key: a PRNG key for the attacks; None takes a fixed one.
+      norm: of the attacks.
+      box: (low, high) of valid inputs; None for none.
+      epsilons: rising radii of the attacks; None takes the quartiles and the 95th percentile of the distances that
+        ``minimum_norm`` finds, or as many shares of what the inputs span where it finds none.
+      num_steps: steps of every attack.
+      margins: Margins of the same classifier, to look at how many of them were cut at the radius; None leaves that out.
+
+    Returns:
+      Flags, raised or not.
+
+    Raises:
+      ValueError: xs and ys that do not fit, labels outside of the classes, epsilons that do not rise.
+
+    Reference:
+      Athalye et al. 2018; Carlini et al. 2019, On evaluating adversarial robustness; Croce and Hein 2020.
+
+    >>> import jax, jax.numpy as jnp
+    >>> w, xs = jnp.array([[3.0, 4.0], [0.0, 0.0]]), jnp.array([[1.0, 0.5], [-2.0, 0.0], [0.5, 1.0]])
+    >>> flags = health_check(lambda w, x: 50 * w @ x, w, xs, jnp.array([0, 1, 0]), num_steps=20)
+    >>> [flag.name for flag in flags if flag.raised][:1]
+    ['saturated loss']
+    """
+    checks.examples(xs, ys)
+    checks.box(box)
+    if epsilons is not None and not all(near < far for near, far in zip((0.0, *epsilons), epsilons, strict=False)):
+        raise ValueError(f"epsilons={epsilons} must rise from above 0")
+    key = jax.random.key(0) if key is None else key
+    xs, ys = jnp.asarray(xs), jnp.asarray(ys)
+    flags = [_outside(xs, box), _changing(apply_fn, params, xs), _probabilities(apply_fn, params, xs)]
+    if flags[0].raised:
+        box = None
+    if flags[2].raised:  # their logarithms are logits
+        apply_fn = functools.partial(_log, apply_fn)
+    flags += _gradients(apply_fn, params, key, xs, ys)
+    flags += _attacks(apply_fn, params, key, xs, ys, norm, box, epsilons, num_steps)
+    if margins is not None:
+        flags.append(_capped(margins))
+    return tuple(flags)
+
+
+def _outside(xs: jax.Array, box: tuple[float, float] | None) -> Flag:
+    share = 0.0 if box is None else float(jnp.mean((xs < box[0]) | (xs > box[1])))
+    return _flag(
+        "inputs outside the box", share, 0.0,
+        "share of input values outside the box",
+        "scale the inputs or pass their box; the attacks here were run without one",
+    )  # fmt: skip
+
+
+def _changing(apply_fn: ApplyFn, params: Any, xs: jax.Array) -> Flag:
+    """Compiles twice: randomness that a trace has frozen differs between the two."""
+    first, second = (jax.jit(lambda params, xs: jax.lax.map(lambda x: apply_fn(params, x), xs)) for _ in range(2))
+    one, two = first(params, xs), second(params, xs)
+    three = jnp.stack([jnp.asarray(apply_fn(params, x)) for x in xs[:2]])
+    change = jnp.maximum(jnp.max(jnp.abs(one - two)), jnp.max(jnp.abs(one - first(params, xs))))
+    rounding = 1e-3 * float(jnp.max(jnp.abs(one)) + 1e-30)  # eager and compiled code round differently
+    value = max(float(change), max(float(jnp.max(jnp.abs(three - one[:2]))) - rounding, 0.0))
+    return _flag(
+        "forward pass not repeatable", value, 0.0,
+        "largest change of a logit when the same input is classified again",
+        "switch dropout and noise off, or attack the expectation over the randomness",
+    )  # fmt: skip
+
+
+def _probabilities(apply_fn: ApplyFn, params: Any, xs: jax.Array) -> Flag:
+    logits = jax.jit(lambda params, xs: jax.lax.map(lambda x: apply_fn(params, x), xs))(params, xs)
+    share = float(jnp.mean((logits >= 0).all(1) & (jnp.abs(logits.sum(1) - 1) < 1e-5 * logits.shape[1])))
+    return _flag(
+        "probabilities as logits", share, 0.5,
+        "share of examples whose scores are not negative and sum to 1",
+        "return the scores before the softmax, which flattens gradients; the attacks here took the logarithm",
+    )  # fmt: skip
+
+
+def _log(apply_fn: ApplyFn, params: Any, x: jax.Array) -> jax.Array:
+    return jnp.log(jnp.maximum(apply_fn(params, x), 1e-30))
+
+
+class _Slopes(NamedTuple):
+    cross_entropy: jax.Array
+    logit_margin: jax.Array
+
+
+def _slopes(logits_fn: Callable, key: jax.Array, x: jax.Array, y: jax.Array) -> _Slopes:
+    """Lengths of the gradients of two losses."""
+    logits, pullback = jax.vjp(logits_fn, x)
+    both = losses.cross_entropy, losses.logit_margin
+    return _Slopes(*(l2.size(pullback(jax.grad(loss)(logits, y))[0]) for loss in both))
+
+
+def _gradients(apply_fn: ApplyFn, params: Any, key: jax.Array, xs: jax.Array, ys: jax.Array) -> list[Flag]:
+    slopes = over_batch(_slopes, apply_fn)(params, key, xs, ys)
+    small = (slopes.cross_entropy < _FLOOR) & (slopes.logit_margin >= _FLOOR)
+    return [
+        _flag(
+            "saturated loss", float(jnp.mean(small)), 0.02,
+            "share of inputs where the cross-entropy's gradient is below 1e-6 and the logit margin's is not",
+            "attack the logit margin or a scaled cross-entropy",
+        ),
+        _flag(
+            "zero gradients", float(jnp.mean(slopes.logit_margin == 0)), 0.0,
+            "share of inputs where the gradient of the logit margin is zero",
+            "look for rounding, arg max or saturated units in the classifier; attack without gradients (square)",
+        ),
+    ]  # fmt: skip
+
+
+def _attacks(
+    apply_fn: ApplyFn,
+    params: Any,
+    key: jax.Array,
+    xs: jax.Array,
+    ys: jax.Array,
+    norm: Norm,
+    box: tuple[float, float] | None,
+    epsilons: Sequence[float] | None,
+    num_steps: int,
+) -> list[Flag]:
+    options: dict[str, Any] = dict(norm=norm, box=box)
+    keys = iter(jax.random.split(key, 3 + 2 * (4 if epsilons is None else len(epsilons))))
+    nearest = over_batch(minimum_norm, apply_fn, num_steps=num_steps, **options)(params, next(keys), xs, ys)
+    distances = np.asarray(nearest.distance)
+    clean = float(np.mean(distances > 0))
+    epsilons = _radii(distances, xs, norm) if epsilons is None else epsilons
+    far = 10 * float(epsilons[-1])
+
+    def standing(run: Measurement, **values: float) -> np.ndarray:
+        return ~np.asarray(run(params, next(keys), xs, ys, **values).found)
+
+    def published(epsilon: float) -> float:
+        return float(standing(ascent, epsilon=epsilon, step_size=2.5 * epsilon / num_steps).mean())
+
+    ascent = over_batch(pgd, apply_fn, num_steps=num_steps, **options)
+    worst = over_batch(worst_case, apply_fn, num_steps=num_steps, **options)
+    robust = [published(epsilon) for epsilon in epsilons]
+    survived = [standing(worst, epsilon=epsilon) & (distances > epsilon) for epsilon in epsilons]
+    flags = [
+        _flag(
+            "unbounded attack", published(far), 0.0,
+            f"accuracy under PGD on the cross-entropy at ten times the last epsilon ({far:g})",
+            "a ball that large holds other classes: the attack fails, do not report its accuracy",
+        ),
+        plateau(epsilons, clean, robust),
+        weak_loss(robust, [float(one.mean()) for one in survived]),
+        layer_cake(epsilons, robust, distances),
+    ]  # fmt: skip
+    if norm is not l1:
+        middle = len(epsilons) // 2
+        search = over_batch(square, apply_fn, num_queries=5 * num_steps, **options)
+        missed = survived[middle] & ~standing(search, epsilon=epsilons[middle])
+        flags.append(
+            _flag(
+                "gradients mislead", float(missed.mean()), 0.01,
+                "share of points that the square attack, without gradients, breaks and no attack with gradients does",
+                "do not trust attacks with gradients on this classifier",
+            )
+        )
+    return flags
+
+
+def _radii(distances: np.ndarray, xs: jax.Array, norm: Norm) -> list[float]:
+    """Quartiles and 95th percentile of the distances of points that are right, or shares of what the inputs span."""
+    shares = (0.25, 0.5, 0.75, 0.95)
+    right = distances[(distances > 0) & np.isfinite(distances)]
+    radii = [float(np.quantile(right, share)) for share in shares] if len(right) else []
+    if len(set(radii)) == len(shares):
+        return radii
+    span = float(norm.size(jnp.max(xs, 0) - jnp.min(xs, 0))) or 1.0
+    return [share * span for share in shares]
+
+
+def _capped(margins: Margins) -> Flag:
+    return _flag(
+        "margins capped", float(jnp.mean(margins.capped)), 0.1,
+        "share of margins cut at the radius of the ball",
+        "measure again with a larger radius",
+    )  # fmt: skip
+
+
+def _flag(name: str, value: float, threshold: float, meaning: str, remedy: str) -> Flag:
+    return Flag(name, bool(value > threshold), value, threshold, meaning, remedy)
+
+
+def _refuse_lengths(**lists: Sequence[float]) -> None:
+    (first, one), (second, two) = lists.items()
+    if len(one) != len(two) or not len(one):
+        raise ValueError(f"{first} has {len(one)} entries and {second} {len(two)}: pass as many of each, at least one")

@@ -1,0 +1,141 @@
+"""The signs of failing attacks: raised where they were planted, and nowhere else."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import random_params
+
+import jaxmargin as jm
+from jaxmargin.health import layer_cake, plateau, weak_loss
+
+
+@pytest.fixture(scope="module")
+def net():
+    """A small mlp on 5 x 5 images in [0, 1], with points all right."""
+    model = jm.models.mlp((5, 5, 1), 4, hidden=32)
+    params = random_params(model, seed=2)
+    xs = jax.random.uniform(jax.random.key(5), (60, 5, 5, 1))
+    ys = jnp.argmax(jax.vmap(model.apply, (None, 0))(params, xs), 1)
+    return model, params, xs, ys
+
+
+def raised(flags):
+    return {flag.name for flag in flags if flag.raised}
+
+
+def check(apply_fn, net, **options):
+    _, params, xs, ys = net
+    return jm.health_check(apply_fn, params, xs, ys, **(dict(num_steps=40) | options))
+
+
+def test_a_sound_classifier_raises_nothing(net):
+    flags = check(net[0].apply, net)
+    assert raised(flags) == set()
+    assert len({flag.name for flag in flags}) == len(flags) >= 9
+    for flag in flags:
+        assert np.isfinite(flag.value)
+        assert flag.meaning
+        assert flag.remedy
+
+
+def test_a_scaled_last_layer_saturates_the_cross_entropy(net):
+    flags = check(lambda params, x: 3000.0 * net[0].apply(params, x), net)
+    assert {"saturated loss", "one loss far weaker", "unbounded attack"} <= raised(flags)
+    assert "zero gradients" not in raised(flags)
+
+
+def test_a_rounded_input_has_no_gradients(net):
+    def rounded(params, x):
+        return net[0].apply(params, jnp.round(6 * x) / 6)
+
+    flags = check(rounded, net, epsilons=(0.2, 0.4, 0.8), norm=jm.linf)
+    assert {"zero gradients", "gradients mislead"} <= raised(flags)
+
+
+def test_probabilities_are_noticed_and_their_logarithms_attacked(net):
+    flags = check(lambda params, x: jax.nn.softmax(net[0].apply(params, x)), net)
+    assert raised(flags) == {"probabilities as logits"}
+
+
+def test_a_forward_pass_that_changes_is_noticed(net):
+    noise = iter(range(10**6))
+
+    def changing(params, x):
+        return net[0].apply(params, x) * (1 + 1e-2 * next(noise))
+
+    assert "forward pass not repeatable" in raised(check(changing, net))
+
+
+def test_inputs_outside_the_box_are_noticed(net):
+    model, params, xs, ys = net
+    flags = jm.health_check(model.apply, params, 255 * xs, ys, box=(0.0, 1.0), num_steps=20)
+    assert "inputs outside the box" in raised(flags)
+
+
+def test_capped_margins_are_noticed(net):
+    found = jm.over_batch(jm.linear_margin, net[0].apply)(net[1], jax.random.key(0), *net[2:])
+    for share, expected in ((0.05, False), (0.5, True)):
+        margins = found._replace(capped=jnp.arange(60) < 60 * share)
+        flags = check(net[0].apply, net, margins=margins, num_steps=2)
+        (flag,) = (flag for flag in flags if flag.name == "margins capped")
+        assert flag.raised == expected
+        assert flag.value == pytest.approx(share)
+
+
+# Table 1 of Wu and Yu 2019, MNIST at epsilon 0.5, 1, 1.5, 2 and CIFAR-10 at 0.1 to 0.4.
+@pytest.mark.parametrize(
+    ("epsilons", "clean", "robust", "stuck"),
+    [
+        ((0.5, 1, 1.5, 2), 0.9824, (0.8926, 0.4923, 0.1578, 0.0506), False),
+        ((0.5, 1, 1.5, 2), 0.9601, (0.9118, 0.8101, 0.6293, 0.3844), False),
+        ((0.5, 1, 1.5, 2), 0.9929, (0.9721, 0.8783, 0.5830, 0.2696), False),
+        ((0.5, 1, 1.5, 2), 0.9914, (0.9595, 0.9048, 0.8872, 0.8752), True),
+        ((0.5, 1, 1.5, 2), 0.9925, (0.9790, 0.9760, 0.9751, 0.9733), True),
+        ((0.1, 0.2, 0.3, 0.4), 0.5404, (0.3977, 0.2667, 0.1677, 0.0995), False),
+        ((0.1, 0.2, 0.3, 0.4), 0.7877, (0.5432, 0.3981, 0.3714, 0.3627), True),
+        ((0.1, 0.2, 0.3, 0.4), 0.7812, (0.6959, 0.5984, 0.4902, 0.3865), False),
+    ],
+)
+def test_the_plateaus_of_the_published_table_are_seen(epsilons, clean, robust, stuck):
+    assert plateau(epsilons, clean, robust).raised == stuck
+
+
+def test_a_curve_that_falls_to_nothing_or_stands_still():
+    assert not plateau((1, 2, 3), 1.0, (0.5, 0.0, 0.0)).raised
+    assert plateau((1, 2), 1.0, (0.5, 0.5)).raised
+    assert plateau((1, 2), 0.0, (0.0, 0.0)).value == 0
+
+
+def test_the_layer_cake_of_true_accuracies_is_at_most_one():
+    distances = np.random.default_rng(0).gamma(2.0, size=500)
+    epsilons = np.linspace(0.1, 8, 40)
+    robust = [(distances > epsilon).mean() for epsilon in epsilons]
+    flag = layer_cake(epsilons, robust, distances)
+    assert 0.9 < flag.value <= 1
+    assert not flag.raised
+    assert layer_cake(epsilons, [0.9] * 40, distances).raised
+    assert layer_cake([1.0], [0.5], [0.0, 0.0]).value == np.inf
+
+
+def test_a_weak_loss_is_one_that_leaves_points_others_break():
+    assert weak_loss([0.9, 0.8], [0.89, 0.7]).value == pytest.approx(0.1)
+    assert not weak_loss([0.9], [0.88]).raised
+
+
+def test_where_nothing_is_right_or_nothing_moves_there_is_an_answer_all_the_same(net):
+    model, params, xs, ys = net
+    wrong = jm.health_check(model.apply, params, xs[:5], (ys[:5] + 1) % 4, num_steps=3)
+    assert raised(wrong) == set()
+    constant = jm.health_check(
+        lambda params, x: jnp.array([1.0, 0.0]) + 0 * x[0, :2, 0], {}, xs[:5], 0 * ys[:5], num_steps=3
+    )
+    assert {"zero gradients", "unbounded attack"} <= raised(constant)
+
+
+def test_lists_that_do_not_fit_are_refused(net):
+    with pytest.raises(ValueError, match="epsilons has 2 entries and robust 1"):
+        plateau((1, 2), 1.0, (0.5,))
+    model, params, xs, ys = net
+    with pytest.raises(ValueError, match="epsilons=.* must rise"):
+        jm.health_check(model.apply, params, xs, ys, epsilons=(0.5, 0.1))
