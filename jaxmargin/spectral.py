@@ -102,7 +102,7 @@ def _convolution(kernel: jax.Array, shape: Shape, padding: str | None) -> jax.Ar
     phases = 2 * np.pi * (turns[0][:, None, :, None] + turns[1][None, : width // 2 + 1, None, :])  # [f, f', kh, kw]
     phases = phases.reshape(-1, rows * columns)
     taps = kernel.reshape(rows * columns, into * out)
-    real, imaginary = ((wave(phases) @ taps).reshape(-1, into, out) for wave in (np.cos, np.sin))
+    real, imaginary = ((jnp.asarray(wave(phases)) @ taps).reshape(-1, into, out) for wave in (np.cos, np.sin))
     # Phases of up to 4 pi kh are exact to a few units of their own size, and so are the sums of the taps.
     slack = 32 * lost(rows * columns) * (rows + columns) * jnp.sqrt(jnp.sum(jnp.sum(jnp.abs(taps), 0) ** 2))
     return jnp.max(_largest_singular_value(real, imaginary)) + slack
@@ -114,7 +114,7 @@ def _largest_singular_value(real: jax.Array, imaginary: jax.Array | None = None)
     With A_0 = M* M and A_{k+1} = (A_k / ||A_k||_F)^2 the norms obey ||A_k|| = ||A_k||_F ||A_{k+1}||^(1/2); what a
     product of matrices of Frobenius norm 1 loses to rounding is added on the way back.
     """
-    parts = (real,) if imaginary is None else (real, imaginary)
+    parts: tuple[jax.Array, ...] = (real,) if imaginary is None else (real, imaginary)
     if real.shape[-2] < real.shape[-1]:
         parts = tuple(part.swapaxes(-1, -2) for part in parts)  # its conjugate does as well
     error = 4 * lost(2 * max(real.shape[-2:]))
