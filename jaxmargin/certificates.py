@@ -22,6 +22,7 @@ from jaxmargin.relaxation import Interval, intervals, line_below, reaches
 from jaxmargin.rivals import gap_over_slope
 from jaxmargin.rounding import EPSILON, below, double_precision, lost
 from jaxmargin.spectral import norms_in_double
+from jaxmargin.together import Together
 
 __all__ = ["Certificate", "certified_margin"]
 
@@ -110,6 +111,24 @@ def certified_margin(
     with double_precision():
         spectral, relaxed = _measured(plan, weights, x, predicted)
     return Certificate(jnp.maximum(spectral, relaxed), predicted, spectral, relaxed, jnp.ones((), bool))
+
+
+def _together(
+    logits_fn: Callable[[jax.Array], jax.Array],
+    key: jax.Array,
+    indices: jax.Array,
+    xs: jax.Array,
+    ys: jax.Array,
+    asked: jax.Array,
+    **options: Any,
+) -> Certificate:
+    """``certified_margin`` of b examples; which of them are relaxed at once is decided here, not by the batch."""
+    del indices, asked
+    return jax.vmap(lambda x, y: certified_margin(logits_fn, key, x, y, **options))(xs, ys)
+
+
+_TOGETHER = Together(_together, batch_size=lambda: 64)
+certified_margin.together = _TOGETHER  # type: ignore[attr-defined]
 
 
 class _Plan(NamedTuple):

@@ -13,6 +13,20 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Programs that several tests compile, which takes most of their time, are compiled once."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten():
+    """What a file's tests have compiled leaves the memory with them."""
+    yield
+    jax.clear_caches()
+
+
 def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "error")
 

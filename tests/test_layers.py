@@ -16,7 +16,7 @@ CORE = {
     "attacks": {"checks", "lipschitz", "losses", "norms", "together"},
     "audit": {"attacks", "certificates", "margins", "norms", "together"},
     "batching": {"checks", "lipschitz", "rewriting", "together"},
-    "certificates": {"checks", "chunks", "layers", "norms", "relaxation", "rivals", "rounding", "spectral"},
+    "certificates": {"checks", "chunks", "layers", "norms", "relaxation", "rivals", "rounding", "spectral", "together"},
     "checks": set(),
     "chunks": set(),
     "convolution": set(),
