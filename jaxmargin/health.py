@@ -99,7 +99,7 @@ def weak_loss(published: Sequence[float], worst: Sequence[float]) -> Flag:
     return _flag(
         "one loss far weaker", max(a - b for a, b in zip(published, worst, strict=True)), 0.15,
         "accuracy under the attack minus that in the worst case over losses",
-        "report the worst case; the attack's loss has saturated",
+        "report the worst case; the attack's loss saturates or goes for the wrong class",
     )  # fmt: skip
 
 
