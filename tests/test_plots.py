@@ -26,6 +26,7 @@ DRAW = {
     "average_margin_by_method": (plots.average_margin_by_method, {"std": {"test": (EPOCHS, AVERAGE)}}),
     "margin_histograms": (plots.margin_histograms, {"epoch 1": AVERAGE}),
     "training_curves": (plots.training_curves, {"std": TRAINING}),
+    "brackets": (plots.brackets, {"std": {"certified": MINIMUM, "estimated": [0.5] * 4, "attacked": AVERAGE}}),
     "robust_accuracy_curves": (plots.robust_accuracy_curves, {"std": ([0, 1], [0.9, 0.1])}),
     "pareto_front": (pareto, {"SVM": (0.3, 0.8)}),
     "direction_convergence": (plots.direction_convergence, {"gd": ([1, 10], [1.0, 0.1])}),
@@ -59,7 +60,7 @@ def test_every_figure_draws_and_names_its_empty_argument(name):
     assert isinstance(figure, Figure)
     assert figure.get_suptitle() == "t"
     figure.draw_without_rendering()
-    argument = {"margin_histograms": "margins", "pareto_front": "points"}.get(name, "curves")
+    argument = {"brackets": "points", "margin_histograms": "margins", "pareto_front": "points"}.get(name, "curves")
     with pytest.raises(ValueError, match=f"^{argument} is empty"):
         draw({}, title="t")
 
@@ -257,6 +258,27 @@ def test_robust_accuracy_shows_the_whole_scale():
     assert_allclose(lines(axes)["std"].get_ydata(), [100, 50, 0])
     assert axes.get_ylim()[0] < 0 and axes.get_ylim()[1] > 100
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("epsilon", "accuracy (%)")
+
+
+def test_the_worst_case_is_drawn_dashed_in_the_colour_of_its_method():
+    curve = ([0, 1.0], [1.0, 0.5])
+    figure = plots.robust_accuracy_curves({"std": curve}, title="t", worst={"std": ([0, 1.0], [1.0, 0.1])})
+    drawn = lines(figure.axes[0])
+    assert_allclose(drawn["std, worst case"].get_ydata(), [100, 10])
+    assert drawn["std, worst case"].get_linestyle() == "--"
+    assert drawn["std, worst case"].get_color() == drawn["std"].get_color()
+
+
+def test_brackets_are_sorted_by_the_attack_and_count_what_leaves_them():
+    points = {"certified": [0.1, 0.2, 0.3], "estimated": [0.5, 0.9, 0.4], "attacked": [0.6, 0.8, 0.45]}
+    figure = plots.brackets({"amr": points}, title="t")
+    drawn = lines(figure.axes[0])
+    assert_allclose(drawn["attacked"].get_ydata(), [0.45, 0.6, 0.8])
+    assert_allclose(drawn["estimated"].get_ydata(), [0.4, 0.5, 0.9])
+    assert_allclose(drawn["certified"].get_ydata(), [0.3, 0.1, 0.2])
+    assert "1 of 3" in titles(figure)[0].replace("\n", " ")
+    with pytest.raises(ValueError, match="lacks attacked"):
+        plots.brackets({"amr": {"certified": [1.0], "estimated": [1.0]}}, title="t")
 
 
 def test_pareto_front_marks_its_points():

@@ -6,6 +6,7 @@ cannot be drawn (an infinite margin) is left out and counted above its panel.
 
 import io
 import os
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -220,7 +221,8 @@ def brackets(points: Mapping[str, Mapping[str, ArrayLike]], *, title: str) -> Fi
         for name, values in zip(names, arrays, strict=True):
             drawing.line(axes, name, np.arange(1.0, len(order) + 1), values[order], drawing.LOOKS[name], marker="none")
         above = arrays[1] > arrays[2]
-        axes.set_title(f"{label}: estimate above attack at {above.sum()} of {len(above)}", loc="left", fontsize=9)
+        name = f"{label}: estimate above attack at {above.sum()} of {len(above)}"
+        axes.set_title(textwrap.fill(name, max(100 // len(series) - 3, 8)), loc="left", fontsize=9)
         drawing.from_zero(axes)
     drawing.legend(figure)
     return figure
