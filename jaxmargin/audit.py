@@ -87,9 +87,7 @@ def bracket(
     """
     options: dict[str, Any] = dict(norm=norm, radius=radius, num_samples=num_samples, chunk_size=chunk_size)
     options |= dict(exact=exact, num_steps=num_steps, box=box)
-    one = jnp.asarray(x)[None], jnp.asarray(y)[None], jnp.ones(1, bool)
-    found = _together(logits_fn, key, jnp.zeros(1, int), *one, **options)
-    return jax.tree.map(lambda leaf: leaf[0], found)
+    return _TOGETHER.alone(logits_fn, key, x, y, **options)
 
 
 def _together(

@@ -86,7 +86,7 @@ def block_maxima(
     """
     options: dict[str, Any] = dict(norm=norm, radius=radius, num_blocks=num_blocks, block_size=block_size)
     options |= dict(chunk_size=chunk_size, box=box, precision=precision)
-    return _alone(_blocks_together, logits_fn, key, x, y, **options)
+    return _BLOCKS_TOGETHER.alone(logits_fn, key, x, y, **options)
 
 
 def _blocks_together(
@@ -186,7 +186,7 @@ def radial_margin(
     1.0
     """
     options: dict[str, Any] = dict(norm=norm, radius=radius, num_samples=num_samples, chunk_size=chunk_size, box=box)
-    return _alone(_radial_together, logits_fn, key, x, y, **options, exact=exact, precision=precision)
+    return _RADIAL_TOGETHER.alone(logits_fn, key, x, y, **options, exact=exact, precision=precision)
 
 
 def _radial_together(
@@ -243,12 +243,3 @@ def _within_reach(slopes: Slopes, logits_fn: LogitsFn, norm: Norm, box: tuple[fl
         return reaching
 
     return slopes._replace(rays=rays, anchor=anchor, sizes=sizes)
-
-
-def _alone(together: Callable, logits_fn: LogitsFn, key: jax.Array, x: jax.Array, y: jax.Array, **options: Any) -> Any:
-    """One example by a measure of many that share their samples."""
-    checks.example(x)
-    checks.label(y)
-    one = jnp.asarray(x)[None], jnp.asarray(y)[None], jnp.ones(1, bool)
-    measured = together(logits_fn, key, jnp.zeros(1, int), *one, **options)
-    return jax.tree.map(lambda leaf: leaf[0], measured)

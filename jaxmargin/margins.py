@@ -115,13 +115,9 @@ def lipschitz_margin(
     >>> lipschitz_margin(lambda x: w @ x, jax.random.key(0), jnp.array([1.0, 0.5]), 0, num_samples=64).margin
     Array(1., dtype=float32)
     """
-    checks.example(x)
-    checks.label(y)
     options: dict[str, Any] = dict(norm=norm, radius=radius, num_samples=num_samples, chunk_size=chunk_size, box=box)
     options |= dict(exact=exact, tolerance=tolerance, precision=precision)
-    one = jnp.asarray(x)[None], jnp.asarray(y)[None], jnp.ones(1, bool)
-    margins = _together(logits_fn, key, jnp.zeros(1, int), *one, **options)
-    return jax.tree.map(lambda leaf: leaf[0], margins)
+    return _TOGETHER.alone(logits_fn, key, x, y, **options)
 
 
 def _together(

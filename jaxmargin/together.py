@@ -3,6 +3,11 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
+from jaxmargin import checks
+
 __all__ = ["Together"]
 
 
@@ -21,3 +26,13 @@ class Together(NamedTuple):
     batch_size: Callable[[], int]
     divides_samples: bool = False
     of_any_size: bool = True
+
+    def alone(
+        self, logits_fn: Callable[[jax.Array], jax.Array], key: jax.Array, x: jax.Array, y: jax.Array, **options: Any
+    ) -> Any:
+        """The measure of one example, as a batch of one."""
+        checks.example(x)
+        checks.label(y)
+        one = jnp.asarray(x)[None], jnp.asarray(y)[None], jnp.ones(1, bool)
+        measured = self.run(logits_fn, key, jnp.zeros(1, int), *one, **options)
+        return jax.tree.map(lambda leaf: leaf[0], measured)

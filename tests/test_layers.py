@@ -38,7 +38,7 @@ CORE = {
     "rounding": set(),
     "slopes": {"layers", "norms"},
     "spectral": {"layers", "rounding"},
-    "together": set(),
+    "together": {"checks"},
 }
 LAB = {
     "active_set": set(),

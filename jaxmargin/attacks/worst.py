@@ -88,9 +88,7 @@ def worst_case(
     """
     refuse(logits_fn, x, y, box)
     options: dict[str, Any] = dict(norm=norm, epsilon=epsilon, num_steps=num_steps, losses=losses, restarts=restarts)
-    one = jnp.asarray(x)[None], jnp.asarray(y)[None], jnp.ones(1, bool)
-    attack = _together(logits_fn, key, jnp.zeros(1, int), *one, box=box, slots=1, **options)
-    return jax.tree.map(lambda leaf: leaf[0], attack)
+    return _TOGETHER.alone(logits_fn, key, x, y, box=box, slots=1, **options)
 
 
 def _together(
@@ -161,7 +159,8 @@ def _slots() -> int:
     return 256 if jax.default_backend() == "cpu" else 2048
 
 
-worst_case.together = Together(_together, batch_size=lambda: 4 * _slots())  # type: ignore[attr-defined]
+_TOGETHER = Together(_together, batch_size=lambda: 4 * _slots())
+worst_case.together = _TOGETHER  # type: ignore[attr-defined]
 
 
 def _named(losses: tuple[str, ...]) -> tuple[str, ...]:
