@@ -31,6 +31,13 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "error")
 
 
+def pytest_make_parametrize_id(config, val):
+    """Options by what they hold, functions in them by name: their addresses differ between the workers."""
+    if isinstance(val, dict):
+        return ", ".join(f"{name}={getattr(value, '__name__', value)}" for name, value in val.items())
+    return None
+
+
 class Linear(NamedTuple):
     """An affine classifier f(x) = W x + b in float64, with points and labels."""
 

@@ -24,7 +24,7 @@ def main(out, coordinator=None, process=0, count=1):
     params = random_params(model)
     shapes = [(2, 1), (8, 1), (2, 4)]
     if not coordinator:
-        shapes += [(1, 1), (4, 1), (1, 2), (1, 8)]
+        shapes += [(1, 1), (1, 8)]
     found = {}
     for points, samples in shapes:
         devices = np.array(jax.devices()).reshape(int(count), -1)[:, : points * samples // int(count)]

@@ -23,7 +23,7 @@ def as_params(nets):
     }
 
 
-@pytest.mark.parametrize(("dimension", "num_classes"), [(2, 2), (2, 5), (3, 3)])
+@pytest.mark.parametrize(("dimension", "num_classes"), [(2, 2), (3, 5)])
 def test_the_exact_distance_of_tiny_networks_lies_in_the_bracket(dimension, num_classes):
     n = 60
     rng = np.random.default_rng((dimension, num_classes))

@@ -255,7 +255,6 @@ def test_a_bad_classifier_is_refused(apply_fn, message, linear, key):
         (dict(epsilon=1.0), "lipschitz_margin has no option epsilon: it takes .*radius"),
         (dict(radious=1.0, num_sample=3), "lipschitz_margin has no option num_sample, radious"),
     ],
-    ids=str,
 )
 def test_bad_options_are_refused(options, message, linear, key):
     with pytest.raises(ValueError, match=message):

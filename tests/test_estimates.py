@@ -290,7 +290,6 @@ def test_exact_radial_mode_has_a_gradient_in_the_parameters(tiny, key):
         (jm.block_maxima, dict(block_size=100, chunk_size=64), "block_size=100 is not a multiple of chunk_size=64"),
         (jm.block_maxima, dict(block_size=1021), r"block_size=1021 has no divisor .* pass block_size=\d+"),
     ],
-    ids=str,
 )
 def test_bad_options_are_refused_with_their_value(measure, options, message, key):
     with pytest.raises(ValueError, match=message):

@@ -259,7 +259,6 @@ def test_a_sample_count_without_a_useful_divisor_is_refused_with_one_that_has_it
         (dict(num_samples=64.0), r"num_samples=64.0 must be a whole number"),
         (dict(num_samples=64, chunk_size=-64), r"chunk_size=-64 must be a whole number of at least 1"),
     ],
-    ids=str,
 )
 def test_bad_options_are_refused_with_their_value(options, message, linear, key):
     with pytest.raises(ValueError, match=message):

@@ -149,7 +149,6 @@ def test_bisection_stops_at_the_boundary_and_leaves_what_is_no_adversarial():
         (jm.minimum_norm, dict(box=(0.5, 1.0)), r"x spans \[0, 0\], outside box=\(0.5, 1.0\): scale the inputs"),
         (jm.ddn, dict(loss="ce"), "loss='ce' is unknown: choose from"),
     ],
-    ids=str,
 )
 def test_bad_options_are_refused(attack, options, message, linear, key):
     with pytest.raises(ValueError, match=message):

@@ -131,7 +131,8 @@ def test_mnist_runs_from_a_prepared_folder(tmp_path, capsys):
     if not (prepared / "mnist").exists():
         pytest.skip("no prepared MNIST beside the repository")
     arguments = ["--dataset", "mnist", "--data-dir", str(prepared), "--workdir", str(tmp_path), "--models", "linear"]
-    arguments += ["--methods", "std", "--epochs", "1", "--points", "10", "--attack-steps", "2"]
+    arguments += ["--methods", "std", "--epochs", "1", "--points", "10", "--attack-points", "100"]
+    arguments += ["--attack-steps", "2", "--worst-case-steps", "5", "--nearest-steps", "20"]
     assert paper.main(arguments) == 0
     card = tracking.read_json(tmp_path / "cards" / "mnist-linear-std-seed0.json")
     assert (card["n_train"], card["n_test"]) == (60_000, 10_000) and card["clean_accuracy"] > 0.85

@@ -156,7 +156,6 @@ def test_a_gradient_below_the_floor_shortens_the_step(slope, length, key):
         (dict(epsilon=1.0, loss="ce"), "loss='ce' is unknown: choose from cross_entropy, logit_margin, scaled_"),
         (dict(epsilon=1.0, box=(1.0, 0.0)), r"box=\(1.0, 0.0\) is empty.*low < high"),
     ],
-    ids=str,
 )
 def test_bad_options_are_refused(options, message, linear, key):
     with pytest.raises(ValueError, match=message):

@@ -99,7 +99,6 @@ def test_a_gradient_that_is_not_a_number_is_refused(key):
         (dict(epsilon=1.0, restarts=0), "restarts=0 must be a whole number"),
         (dict(), "worst_case needs the option epsilon"),
     ],
-    ids=str,
 )
 def test_bad_options_are_refused(options, message, linear, key):
     with pytest.raises(ValueError, match=message):
