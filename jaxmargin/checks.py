@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 __all__ = [
-    "box", "concrete", "divisible", "example", "examples", "in_box", "label", "logits", "logits_like", "one_of",
-    "options", "positive", "precision", "scores", "whole",
+    "box", "concrete", "distributions", "divisible", "example", "examples", "in_box", "label", "logits", "logits_like",
+    "one_of", "options", "positive", "precision", "scores", "whole",
 ]  # fmt: skip
 
 
@@ -155,9 +155,13 @@ def scores(scores: jax.Array, ys: Any) -> None:
         raise ValueError(f"labels lie in [{low}, {high}], outside [0, {num_classes - 1}], the classes of the logits")
     if not bool(jnp.isfinite(scores).all()):
         raise ValueError("logits are not finite: apply_fn returns NaN or infinity on the first examples; check params")
-    distributions = (scores >= 0).all(1) & (jnp.abs(scores.sum(1) - 1) < 1e-5 * num_classes)  # [k]
-    if bool(distributions.all() & (scores % 1 > 0).any()):  # logits (1, 0) are more likely than such a softmax
+    if bool(distributions(scores).all() & (scores % 1 > 0).any()):  # logits (1, 0) are more likely than such a softmax
         raise ValueError(
             "logits look like probabilities (not negative, sum 1): return the scores before the softmax; a margin"
             " divides their differences by their slopes, and a softmax flattens both"
         )
+
+
+def distributions(scores: jax.Array) -> jax.Array:
+    """[k] bool, which rows of [k, c] are not negative and sum to 1, as after a softmax."""
+    return (scores >= 0).all(1) & (jnp.abs(scores.sum(1) - 1) < 1e-5 * scores.shape[1])

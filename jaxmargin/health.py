@@ -183,7 +183,7 @@ def health_check(
         raise ValueError(f"epsilons={epsilons} must rise from above 0")
     key = jax.random.key(0) if key is None else key
     xs, ys = jnp.asarray(xs), jnp.asarray(ys)
-    flags = [_outside(xs, box), _changing(apply_fn, params, xs), _probabilities(apply_fn, params, xs)]
+    flags = [_outside(xs, box), *_scores(apply_fn, params, xs)]
     if flags[0].raised:
         box = None
     if flags[2].raised:  # their logarithms are logits
@@ -204,29 +204,26 @@ def _outside(xs: jax.Array, box: tuple[float, float] | None) -> Flag:
     )  # fmt: skip
 
 
-def _changing(apply_fn: ApplyFn, params: Any, xs: jax.Array) -> Flag:
+def _scores(apply_fn: ApplyFn, params: Any, xs: jax.Array) -> list[Flag]:
     """Compiles twice: randomness that a trace has frozen differs between the two."""
     first, second = (jax.jit(lambda params, xs: jax.lax.map(lambda x: apply_fn(params, x), xs)) for _ in range(2))
-    one, two = first(params, xs), second(params, xs)
+    one, two = first(params, xs), second(params, xs)  # [n, c]
     three = jnp.stack([jnp.asarray(apply_fn(params, x)) for x in xs[:2]])
-    change = jnp.maximum(jnp.max(jnp.abs(one - two)), jnp.max(jnp.abs(one - first(params, xs))))
+    compiled = jnp.maximum(jnp.max(jnp.abs(one - two)), jnp.max(jnp.abs(one - first(params, xs))))
     rounding = 1e-3 * float(jnp.max(jnp.abs(one)) + 1e-30)  # eager and compiled code round differently
-    value = max(float(change), max(float(jnp.max(jnp.abs(three - one[:2]))) - rounding, 0.0))
-    return _flag(
-        "forward pass not repeatable", value, 0.0,
-        "largest change of a logit when the same input is classified again",
-        "switch dropout and noise off, or attack the expectation over the randomness",
-    )  # fmt: skip
-
-
-def _probabilities(apply_fn: ApplyFn, params: Any, xs: jax.Array) -> Flag:
-    logits = jax.jit(lambda params, xs: jax.lax.map(lambda x: apply_fn(params, x), xs))(params, xs)
-    share = float(jnp.mean((logits >= 0).all(1) & (jnp.abs(logits.sum(1) - 1) < 1e-5 * logits.shape[1])))
-    return _flag(
-        "probabilities as logits", share, 0.5,
-        "share of examples whose scores are not negative and sum to 1",
-        "return the scores before the softmax, which flattens gradients; the attacks here took the logarithm",
-    )  # fmt: skip
+    change = max(float(compiled), float(jnp.max(jnp.abs(three - one[:2]))) - rounding)
+    return [
+        _flag(
+            "forward pass not repeatable", change, 0.0,
+            "largest change of a logit when the same input is classified again",
+            "switch dropout and noise off, or attack the expectation over the randomness",
+        ),
+        _flag(
+            "probabilities as logits", float(jnp.mean(checks.distributions(one))), 0.5,
+            "share of examples whose scores are not negative and sum to 1",
+            "return the scores before the softmax, which flattens gradients; the attacks here took the logarithm",
+        ),
+    ]  # fmt: skip
 
 
 def _log(apply_fn: ApplyFn, params: Any, x: jax.Array) -> jax.Array:

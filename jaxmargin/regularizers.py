@@ -79,7 +79,20 @@ def _matrix(kernel: jax.Array) -> jax.Array:
     return kernel.reshape(-1, kernel.shape[-1])  # [in, out], the transpose of W
 
 
+@jax.custom_jvp
 def _departure(w: jax.Array) -> jax.Array:
+    """||W W^T - I||_F^2; its derivative takes one product more, not the two of a differentiated Gram matrix."""
+    return _departure_and_slope(w)[0]
+
+
+@_departure.defjvp
+def _departure_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    value, slope = _departure_and_slope(*primals)
+    return value, jnp.sum(slope * tangents[0])
+
+
+def _departure_and_slope(w: jax.Array) -> tuple[jax.Array, jax.Array]:
     inputs, outputs = w.shape
-    gram = w.T @ w if outputs <= inputs else w @ w.T
-    return jnp.sum((gram - jnp.eye(len(gram))) ** 2) + max(0, outputs - inputs)
+    few = outputs <= inputs
+    apart = (w.T @ w if few else w @ w.T) - jnp.eye(min(w.shape))
+    return jnp.sum(apart**2) + max(0, outputs - inputs), 4 * (w @ apart if few else apart @ w)

@@ -14,7 +14,7 @@ from jaxmargin import checks
 from jaxmargin.attacks.attack import Attack, Box, ball, loss_named, misses, outcome, refuse
 from jaxmargin.norms import Norm, l2
 
-__all__ = ["Search", "advance", "apgd", "goes_on", "start"]
+__all__ = ["Search", "advance", "apgd", "ascent", "goes_on", "start"]
 
 _MOMENTUM = 0.75
 _RISING = 0.75  # the share of rising steps below which the step size is halved
@@ -100,21 +100,36 @@ def apgd(
     """
     refuse(logits_fn, x, y, box, num_steps=num_steps)
     checks.positive("epsilon", epsilon)
-    loss_fn, project = loss_named(loss), ball(x, norm, epsilon, box)
-
-    def ascent(z: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        logits, pullback = jax.vjp(logits_fn, z)
-        value, slope = jax.value_and_grad(loss_fn)(logits, y)
-        return value, pullback(slope)[0], misses(logits, y)
-
+    project, loss_fn = ball(x, norm, epsilon, box), loss_named(loss)
+    look = ascent(logits_fn, lambda logits: loss_fn(logits, y), y)
     with jax.default_matmul_precision("float32"):
         search = start(project(x + epsilon * norm.sample_ball(key, x.shape).astype(x.dtype)), epsilon)
         search = jax.lax.while_loop(
             lambda search: goes_on(search, num_steps),
-            lambda search: advance(ascent, project, norm, epsilon, num_steps, search),
+            lambda search: advance(look, project, norm, epsilon, num_steps, search),
             search,
         )
         return outcome(logits_fn, x, y, search.best, norm)
+
+
+def ascent(logits_fn: Callable[[jax.Array], jax.Array], loss: Callable[[jax.Array], jax.Array], y: jax.Array) -> Ascent:
+    """What a search looks at.
+
+    Args:
+      logits_fn: x -> logits [c].
+      loss: logits [c] -> scalar to raise.
+      y: the class that z should not have.
+
+    Returns:
+      z [*d] -> (loss, its gradient [*d], whether z is misclassified), by one forward and one backward pass.
+    """
+
+    def look(z: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        logits, pullback = jax.vjp(logits_fn, z)
+        value, slope = jax.value_and_grad(loss)(logits)
+        return value, pullback(slope)[0], misses(logits, y)
+
+    return look
 
 
 def start(z: jax.Array, epsilon: float | jax.Array) -> Search:
@@ -146,12 +161,12 @@ def goes_on(search: Search, num_steps: int) -> jax.Array:
 
 
 def advance(
-    ascent: Ascent, project: Project, norm: Norm, epsilon: float | jax.Array, num_steps: int, search: Search
+    look: Ascent, project: Project, norm: Norm, epsilon: float | jax.Array, num_steps: int, search: Search
 ) -> Search:
     """Looks at the next iterate, passes the checkpoint where there is one, and steps on.
 
     Args:
-      ascent: z -> loss, its gradient, whether z is misclassified.
+      look: z -> loss, its gradient, whether z is misclassified; see ``ascent``.
       project: z -> the nearest allowed point.
       norm: the norm of the ball.
       epsilon: radius of the ball.
@@ -162,7 +177,7 @@ def advance(
       Search.
     """
     z, before = search.z, search.before
-    value, gradient, found = ascent(z)
+    value, gradient, found = look(z)
     # A search that goes back to its best iterate would hide a gradient that is not finite.
     value = jnp.where(jnp.isfinite(gradient).all(), value, jnp.nan).astype(search.value.dtype)
     better = (value > search.best_value) | found | jnp.isnan(value)

@@ -1,6 +1,5 @@
 """The worst case over losses and restarts: the attempts that follow are spent on the examples that survive."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxmargin import checks
 from jaxmargin.attacks import auto_pgd
-from jaxmargin.attacks.attack import LOSSES, Attack, Box, ball, misses, outcome, refuse
+from jaxmargin.attacks.attack import LOSSES, Attack, Box, ball, outcome, refuse
 from jaxmargin.attacks.slots import in_slots
 from jaxmargin.lipschitz import stable_rows
 from jaxmargin.losses import targeted_dlr
@@ -127,14 +126,11 @@ def _together(
         return _State(search, attempt, x, ys[example], rivals[example, (attempt // len(raised)) % (num_classes - 1)])
 
     def advance(state: _State) -> _State:
-        def ascent(z: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-            logits, pullback = jax.vjp(logits_fn, z)
-            loss = functools.partial(jax.lax.switch, state.attempt % len(raised), raised)
-            value, slope = jax.value_and_grad(loss)(logits, state.y, state.target)
-            return value, pullback(slope)[0], misses(logits, state.y)
+        def loss(logits: jax.Array) -> jax.Array:
+            return jax.lax.switch(state.attempt % len(raised), raised, logits, state.y, state.target)
 
-        project = ball(state.x, norm, epsilon, box)
-        return state._replace(search=auto_pgd.advance(ascent, project, norm, epsilon, num_steps, state.search))
+        look, project = auto_pgd.ascent(logits_fn, loss, state.y), ball(state.x, norm, epsilon, box)
+        return state._replace(search=auto_pgd.advance(look, project, norm, epsilon, num_steps, state.search))
 
     def record(found: _Found, indices: jax.Array, states: _State) -> _Found:
         search = states.search
