@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxmargin.attacks import minimum_norm
 from jaxmargin.certificates import certified_margin
+from jaxmargin.chunks import CONVOLVING_ROWS, by_rows
 from jaxmargin.margins import lipschitz_margin
 from jaxmargin.norms import Norm, l2
 from jaxmargin.together import Together
@@ -116,7 +117,7 @@ def _together(
         attack = minimum_norm(logits_fn, key_example, x, predicted, norm=norm, num_steps=num_steps, box=box)
         return attack, certified_margin(logits_fn, key_example, x, predicted, norm=norm, radius=radius)
 
-    attack, certificate = jax.vmap(others)(indices, xs, estimate.predicted)
+    attack, certificate = by_rows(jax.vmap(others), (indices, xs, estimate.predicted), jnp.sum(asked), CONVOLVING_ROWS)
     estimated = jnp.abs(estimate.margin)
     return Bracket(
         certified=certificate.distance,
@@ -130,5 +131,5 @@ def _together(
     )
 
 
-_TOGETHER = Together(_together, batch_size=lambda: 64, of_any_size=False)
+_TOGETHER = Together(_together, batch_size=lambda: 64, rows=CONVOLVING_ROWS)
 bracket.together = _TOGETHER  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmargin import checks
-from jaxmargin.lipschitz import stable_rows
+from jaxmargin.chunks import CONVOLVING_ROWS, ROWS, by_rows
 from jaxmargin.rewriting import loopable
 from jaxmargin.together import Together
 
@@ -32,13 +32,13 @@ def over_batch(
 
     Nothing is traced again for other parameters or another n. Example i has ``fold_in(key, i)``, except in measures
     that share their samples between examples (``lipschitz_margin``), which use the key itself. On a CPU neither
-    batch_size nor chunk_size nor mesh changes a bit of the result, with one exception: an attack on hidden layers
-    written as W @ x, not x @ W, rounds differently in batches of hundreds.
+    batch_size nor chunk_size nor mesh changes a bit of the result.
 
     Args:
       measure: a function (logits_fn, key, x, y, *, options) -> NamedTuple, such as ``lipschitz_margin`` or ``pgd``.
       apply_fn: (params, x [*d]) -> logits [c], the classifier of one example, deterministic.
-      batch_size: examples that one device takes in one call; None takes as many as keep it busy.
+      batch_size: examples that one device takes in one call; None takes as many as keep it busy. Where a
+        CPU takes examples side by side it is rounded up to a multiple of so many.
       mesh: devices that share the work: examples are divided among its axis "points", and the samples of each example
         among its axis "samples"; either may be missing. None uses one device. On several hosts
         (``jax.distributed.initialize``) every host makes the same call with the same arguments and gets the whole
@@ -71,7 +71,7 @@ def over_batch(
     if devices.get("samples", 1) > 1:
         options = options | {"axis_name": "samples"}
 
-    def step(given: _Given, n: jax.Array, indices: jax.Array, xs: jax.Array, ys: jax.Array) -> Any:
+    def step(rows: int, given: _Given, n: jax.Array, indices: jax.Array, xs: jax.Array, ys: jax.Array) -> Any:
         logits_fn, chosen = functools.partial(apply_fn, given.params), options | given.values
 
         def one(index: jax.Array, x: jax.Array, y: jax.Array) -> tuple[Any, jax.Array]:
@@ -80,7 +80,7 @@ def over_batch(
 
         with jax.default_matmul_precision("float32"):
             if together is None:
-                return jax.vmap(one)(indices, xs, ys)
+                return by_rows(jax.vmap(one), (indices, xs, ys), n - indices[0], rows)
             finite = jax.lax.map(lambda x: jnp.isfinite(logits_fn(x)).all(), xs)
             return together.run(logits_fn, given.key, indices, xs, ys, indices < n, **chosen), finite
 
@@ -90,12 +90,16 @@ def over_batch(
 
     if batch_size is None:
         batch_size = together.batch_size() if together else _side_by_side()
-    steps = _divided(step, mesh), _divided(step, mesh, _for_convolutions())
+    rows = ROWS if together is None else together.rows
+    batch_size = -(-batch_size // rows) * rows
+    steps = (
+        _divided(functools.partial(step, ROWS), mesh),
+        _divided(functools.partial(step, CONVOLVING_ROWS), mesh, _for_convolutions()),
+    )
     checks.box(box := options.get("box"))
-    any_size = together is not None and together.of_any_size
     needed = {name for name, p in known.items() if p.default is p.empty} - set(options)
     refuse = functools.partial(_refuse_values, measure, known, needed)
-    return Measurement(refuse, probe, steps, batch_size, any_size=any_size, mesh=mesh, box=box)
+    return Measurement(refuse, probe, steps, batch_size, mesh=mesh, box=box)
 
 
 class _Given(NamedTuple):
@@ -177,12 +181,11 @@ class Measurement:
         steps: tuple[Callable, Callable],
         batch_size: int,
         *,
-        any_size: bool,
         mesh: Mesh | None,
         box: tuple[float, float] | None,
     ) -> None:
         self._refuse, self._probe, self.batch_size = refuse, probe, batch_size
-        self._any_size, self._mesh, self._box = any_size, mesh, box
+        self._mesh, self._box = mesh, box
         self._step, self._convolving_step = steps  # the second one cannot be called inside of another jit
         self._convolves: bool | None = None  # not known before the first call
 
@@ -250,12 +253,10 @@ class Measurement:
         few = _few(xs)
         out = jax.eval_shape(self._probe, params, few)
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), out)
-        num_classes = checks.logits_like(one, jnp.shape(xs)[1:])
+        checks.logits_like(one, jnp.shape(xs)[1:])
         if checks.concrete(params, xs, ys):
             checks.scores(self._probe(params, few), ys)
-        stable = 1 if self._any_size else stable_rows(min(xs[0].size, num_classes))
-        devices = 1 if self._mesh is None else self._mesh.shape.get("points", 1)
-        return max(self.batch_size, stable) * devices
+        return self.batch_size * (1 if self._mesh is None else self._mesh.shape.get("points", 1))
 
     def _everywhere(self, *trees: Any) -> tuple[Any, ...]:
         """Arrays as every host of a mesh of several hosts may use them: whole, and the same on all devices."""

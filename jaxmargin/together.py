@@ -19,13 +19,13 @@ class Together(NamedTuple):
         fields of length b; where ``asked`` is False anything may come out. It gets every option of the measure.
       batch_size: () -> examples in a batch unless the caller says otherwise.
       divides_samples: whether it takes ``axis_name``, a mapped axis whose devices share the samples of an example.
-      of_any_size: whether the size of a batch changes no bit; else batches have at least ``stable_rows`` examples.
+      rows: ``run`` gets a multiple of so many examples, which it takes side by side (``chunks.by_rows``).
     """
 
     run: Callable[..., Any]
     batch_size: Callable[[], int]
     divides_samples: bool = False
-    of_any_size: bool = True
+    rows: int = 1
 
     def alone(
         self, logits_fn: Callable[[jax.Array], jax.Array], key: jax.Array, x: jax.Array, y: jax.Array, **options: Any

@@ -59,6 +59,21 @@ def test_the_batch_does_not_change_a_bit_of_an_attack():
     assert_same_bits(first, second)
 
 
+def test_nor_where_hidden_layers_are_written_the_other_way_round(key):
+    rng = np.random.default_rng(0)
+    params = [jnp.asarray(rng.normal(size=shape) / 15, jnp.float32) for shape in ((300, 100), (5, 300))]
+    xs = jnp.asarray(rng.normal(size=(300, 100)), jnp.float32)
+
+    def apply_fn(params, x):
+        return params[1] @ jax.nn.relu(params[0] @ x)
+
+    ys = jnp.argmax(jax.vmap(apply_fn, (None, 0))(params, xs), 1)
+    options = dict(epsilon=0.3, step_size=0.05, num_steps=9)
+    runs = [jm.over_batch(jm.pgd, apply_fn, batch_size=batch_size, **options) for batch_size in (1, 300)]
+    first, second = (run(params, jax.random.clone(key), xs, ys) for run in runs)
+    assert_same_bits(first, second)
+
+
 def test_the_batch_does_not_change_a_bit_of_a_linear_margin():
     linear = random_linear(10, dimension=30, n=450)
     runs = [jm.over_batch(jm.linear_margin, linear.apply, batch_size=batch_size) for batch_size in (1, 430, 500)]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmargin.chunks import in_chunks
+from jaxmargin.chunks import by_rows, in_chunks
 
 
 def one(w, x):
@@ -39,3 +39,18 @@ def test_no_more_than_a_chunk_is_worked_on_at_once():
     program = str(jax.make_jaxpr(jax.vmap(in_chunks(wide, 3, contextlib.nullcontext)))(np.ones(30, np.float32)))
     assert "f32[3,1000]" in program
     assert "f32[30,1000]" not in program
+
+
+def test_rows_that_matter_are_computed_whatever_the_chunk():
+    xs = jnp.arange(24.0).reshape(12, 2)
+    for rows in (1, 3, 4, 12, 50):
+        found = jax.jit(lambda xs, count, rows=rows: by_rows(jnp.square, (xs,), count, rows))(xs, 5)
+        np.testing.assert_array_equal(found[:5], xs[:5] ** 2)
+        behind = -(-5 // rows) * rows
+        np.testing.assert_array_equal(found[behind:], 0)  # nobody asked for them, and nobody computed them
+
+
+def test_rows_have_a_gradient():
+    xs = jnp.arange(8.0).reshape(4, 2)
+    slope = jax.grad(lambda xs: jnp.sum(by_rows(jnp.square, (xs,), 4, 2)))(xs)
+    np.testing.assert_array_equal(slope, 2 * xs)

@@ -10,7 +10,6 @@ from jaxmargin import checks
 from jaxmargin.attacks import auto_pgd
 from jaxmargin.attacks.attack import LOSSES, Attack, Box, ball, outcome, refuse
 from jaxmargin.attacks.slots import in_slots
-from jaxmargin.lipschitz import stable_rows
 from jaxmargin.losses import targeted_dlr
 from jaxmargin.norms import Norm, l2
 from jaxmargin.together import Together
@@ -112,7 +111,7 @@ def _together(
     raised = [_loss(name, num_classes) for name in _named(losses)]
     n, attempts = len(xs), len(raised) * restarts
     bits = jax.random.key_data(key)  # mapped over examples, a condition on them would pass for a second use of a key
-    slots = max(_slots(), stable_rows(min(xs[0].size, num_classes))) if slots is None else slots
+    slots = _slots() if slots is None else slots
 
     def start(index: jax.Array, found: _Found) -> _State:
         attempt, example = index // n, index % n
@@ -152,10 +151,10 @@ def _together(
 
 def _slots() -> int:
     """Searches side by side that keep the device busy."""
-    return 256 if jax.default_backend() == "cpu" else 2048
+    return 128 if jax.default_backend() == "cpu" else 2048
 
 
-_TOGETHER = Together(_together, batch_size=lambda: 4 * _slots())
+_TOGETHER = Together(_together, batch_size=lambda: 8 * _slots())
 worst_case.together = _TOGETHER  # type: ignore[attr-defined]
 
 
