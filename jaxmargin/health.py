@@ -17,7 +17,7 @@ from jaxmargin.batching import Measurement, over_batch
 from jaxmargin.margins import Margins
 from jaxmargin.norms import Norm, l1, l2
 
-__all__ = ["Flag", "health_check", "layer_cake", "plateau", "weak_loss"]
+__all__ = ["Flag", "health_check", "layer_cake", "plateau", "saturation", "weak_loss"]
 
 Array = jax.Array | np.ndarray
 ApplyFn = Callable[[Any, jax.Array], jax.Array]
@@ -134,6 +134,42 @@ def layer_cake(epsilons: Sequence[float], robust: Sequence[float], distances: Ar
     )  # fmt: skip
 
 
+def saturation(apply_fn: ApplyFn, params: Any, xs: Array, ys: Array) -> tuple[Flag, Flag]:
+    """Whether the gradients that attacks follow are there.
+
+    Args:
+      apply_fn: (params, x [*d]) -> logits [c].
+      params: its parameters.
+      xs: [n, *d] inputs.
+      ys: [n] classes.
+
+    Returns:
+      Flags "saturated loss", of the cross-entropy, and "zero gradients", of the logit margin.
+
+    Raises:
+      ValueError: see ``over_batch``.
+
+    >>> import jax.numpy as jnp
+    >>> w, xs = jnp.array([[3.0, 4.0], [0.0, 0.0]]), jnp.array([[1.0, 0.5], [-2.0, 0.0]])
+    >>> [flag.value for flag in saturation(lambda w, x: 50 * w @ x, w, xs, jnp.array([0, 0]))]
+    [0.5, 0.0]
+    """
+    slopes = over_batch(_slopes, apply_fn)(params, jax.random.key(0), xs, ys)  # draws nothing
+    small = (slopes.cross_entropy < _FLOOR) & (slopes.logit_margin >= _FLOOR)
+    return (
+        _flag(
+            "saturated loss", float(jnp.mean(small)), 0.02,
+            "share of inputs where the cross-entropy's gradient is below 1e-6 and the logit margin's is not",
+            "attack the logit margin or a scaled cross-entropy",
+        ),
+        _flag(
+            "zero gradients", float(jnp.mean(slopes.logit_margin == 0)), 0.0,
+            "share of inputs where the gradient of the logit margin is zero",
+            "look for rounding, arg max or saturated units in the classifier; attack without gradients (square)",
+        ),
+    )  # fmt: skip
+
+
 def health_check(
     apply_fn: ApplyFn,
     params: Any,
@@ -188,7 +224,7 @@ def health_check(
         box = None
     if flags[2].raised:  # their logarithms are logits
         apply_fn = functools.partial(_log, apply_fn)
-    flags += _gradients(apply_fn, params, key, xs, ys)
+    flags += saturation(apply_fn, params, xs, ys)
     flags += _attacks(apply_fn, params, key, xs, ys, norm, box, epsilons, num_steps)
     if margins is not None:
         flags.append(_capped(margins))
@@ -240,23 +276,6 @@ def _slopes(logits_fn: Callable, key: jax.Array, x: jax.Array, y: jax.Array) -> 
     logits, pullback = jax.vjp(logits_fn, x)
     both = losses.cross_entropy, losses.logit_margin
     return _Slopes(*(l2.size(pullback(jax.grad(loss)(logits, y))[0]) for loss in both))
-
-
-def _gradients(apply_fn: ApplyFn, params: Any, key: jax.Array, xs: jax.Array, ys: jax.Array) -> list[Flag]:
-    slopes = over_batch(_slopes, apply_fn)(params, key, xs, ys)
-    small = (slopes.cross_entropy < _FLOOR) & (slopes.logit_margin >= _FLOOR)
-    return [
-        _flag(
-            "saturated loss", float(jnp.mean(small)), 0.02,
-            "share of inputs where the cross-entropy's gradient is below 1e-6 and the logit margin's is not",
-            "attack the logit margin or a scaled cross-entropy",
-        ),
-        _flag(
-            "zero gradients", float(jnp.mean(slopes.logit_margin == 0)), 0.0,
-            "share of inputs where the gradient of the logit margin is zero",
-            "look for rounding, arg max or saturated units in the classifier; attack without gradients (square)",
-        ),
-    ]  # fmt: skip
 
 
 def _attacks(

@@ -21,7 +21,7 @@ KEYS = {
     "dataset", "model", "method", "preset", "seed", "epochs", "n_train", "n_test", "n_margin", "num_samples",
     "clean_accuracy", "epsilons", "robust_accuracy", "worst_case_accuracy", "average_margin", "average_margin_signed",
     "minimum_margin", "paper", "device", "versions", "seconds", "n_attack", "average_certified", "average_attacked",
-    "contradicted_fraction", "flags",
+    "contradicted_fraction", "flags", "logit_margin_quartiles",
 }  # fmt: skip
 
 
@@ -63,7 +63,10 @@ def test_the_card_has_every_key_and_agrees_with_its_points(straight):
     assert (np.asarray(card["worst_case_accuracy"]) <= card["robust_accuracy"]).all()
     assert (certified > 0).all() and (certified <= attacked).all() and np.isfinite(attacked).all()
     np.testing.assert_allclose(card["contradicted_fraction"], np.mean(np.abs(margin) > attacked * 1.0001))
-    assert [flag["name"] for flag in card["flags"]] == ["plateau over epsilon", "one loss far weaker", "layer cake"]
+    assert [flag["name"] for flag in card["flags"]] == [
+        "saturated loss", "zero gradients", "plateau over epsilon", "one loss far weaker", "layer cake",
+    ]  # fmt: skip
+    assert card["logit_margin_quartiles"] == sorted(card["logit_margin_quartiles"])
 
 
 def test_metrics_have_a_line_an_epoch_and_margins_when_due(straight):

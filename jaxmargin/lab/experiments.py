@@ -27,6 +27,7 @@ from jaxmargin.lab.evaluation import Arrays, measure, read_arrays
 from jaxmargin.lab.robustness import bounds, broken_as_published, broken_in_the_worst_case
 from jaxmargin.lab.training import DivergedError, evaluator, fit, init_state, train_epoch
 from jaxmargin.lipschitz import default_chunk_size
+from jaxmargin.losses import logit_margin
 from jaxmargin.margins import Margins, linear_margin, lipschitz_margin, summarize
 from jaxmargin.models import Model
 from jaxmargin.norms import l2
@@ -146,8 +147,9 @@ def run_cell(cell: Cell, data: Dataset, workdir: Path, paper: dict[str, Any] | N
     run = _Run(cell, data, workdir / "cells" / cell.name)
     params = run.train()
     robust = run.attack(params)
+    logits = run.logits(params)
     arrays = run.margins() | run.bounds(params)
-    card = tracking.plain(run.card(robust, arrays, paper))
+    card = tracking.plain(run.card(robust, logits, arrays, paper))
     tracking.write_arrays(path.with_suffix(".npz"), arrays)
     tracking.write_json(path, card)
     return card
@@ -218,6 +220,17 @@ class _Run:
             )  # fmt: skip
         return {name: (1 - found.mean(0)).tolist() for name, found in (("published", published), ("worst", worst))}
 
+    def logits(self, params: Any) -> dict[str, Any]:
+        """What the logits of the attacked images say of the published attack: how large, and whether they saturate."""
+        xs, ys = self._inputs(self.data.test, slice(self.n_attacked))
+
+        def margin(one: tuple[jax.Array, jax.Array]) -> jax.Array:
+            return logit_margin(self.model.apply(params, one[0]), one[1])
+
+        margins = np.asarray(jax.jit(lambda *both: jax.lax.map(margin, both))(xs, ys))
+        quartiles = np.quantile(margins, (0.25, 0.5, 0.75)).tolist()
+        return {"quartiles": quartiles, "flags": health.saturation(self.model.apply, params, xs, ys)}
+
     def bounds(self, params: Any) -> Arrays:
         """Certified and attacked distances of the test points whose margins were estimated last."""
         cell = self.cell
@@ -240,7 +253,9 @@ class _Run:
             arrays |= {f"{name}_{field}": np.stack([one[field] for one in found]) for field in Margins._fields}
         return arrays
 
-    def card(self, robust: dict[str, list[float]], arrays: Arrays, paper: dict[str, Any] | None) -> dict[str, Any]:
+    def card(
+        self, robust: dict[str, list[float]], logits: dict[str, Any], arrays: Arrays, paper: dict[str, Any] | None
+    ) -> dict[str, Any]:
         """The result card."""
         final = {name: self._summary({f: arrays[f"{name}_{f}"][-1] for f in Margins._fields}) for name in self.splits}
         last = tracking.read_records(self.folder / "metrics.jsonl")[-1]
@@ -248,6 +263,7 @@ class _Run:
         contradicted = estimated > attacked * (1 + ROUNDING)
         right = arrays["test_margin"][-1] > 0
         flags = [
+            *logits["flags"],
             health.plateau(self.cell.epsilons, 1 - last["test_error"], robust["published"]),
             health.weak_loss(robust["published"], robust["worst"]),
             health.layer_cake(self.cell.epsilons, robust["published"], np.where(right, attacked, 0.0)),
@@ -263,6 +279,7 @@ class _Run:
             "n_attack": self.n_attacked,
             "robust_accuracy": robust["published"],
             "worst_case_accuracy": robust["worst"],
+            "logit_margin_quartiles": logits["quartiles"],
             "average_margin": final["test"]["average_margin_unsigned"],
             "average_margin_signed": final["test"]["average_margin"],
             "minimum_margin": final["test"]["minimum_margin"],
