@@ -26,9 +26,9 @@ they may lie above the true distance, and they are not certificates."""
 _TABLE = """Accuracy under attack as published: l2 PGD on the cross-entropy, one start, last iterate. The worst case \
 counts a point as broken where that attack or auto-PGD with any of three losses that cannot saturate succeeded. Both \
 are upper bounds of the true robust accuracy, the first one far too high where the cross-entropy saturates: in float32 \
-it has no gradient left where the logit margin, whose median over the attacked images is given, exceeds about 17. Average \
-margin is the unsigned mean over the test points, as in Table 1 of the paper; the signed mean and the minimum stand \
-beside it. Numbers in brackets are the paper's."""
+it has no gradient left where the logit margin, whose median over the attacked images is given, exceeds about 17. \
+Average margin is the unsigned mean over the test points, as in Table 1 of the paper; the signed mean and the minimum \
+stand beside it. Numbers in brackets are the paper's."""
 
 _BRACKETS = """For every point whose margin is estimated: no change of the prediction is possible nearer than the \
 certified distance; one was found at the attacked distance; the true distance lies between the two. The sampled \
