@@ -61,7 +61,7 @@ def bracket(
 
     Args:
       logits_fn: x -> logits [c].
-      key: a PRNG key, split between estimate and attack.
+      key: a PRNG key; the estimate takes ``fold_in(key, 0)`` and the attack ``fold_in(key, 1)``.
       x: one example, [*d].
       y: its class, which does not matter: all three distances are those to another prediction.
       norm: the norm that measures the distance.
@@ -106,7 +106,7 @@ def _together(
     **sampling: Any,
 ) -> Bracket:
     """``bracket`` of b examples, whose estimates share their samples."""
-    key_estimate, key_attack = jax.random.split(key)
+    key_estimate, key_attack = (jax.random.fold_in(key, use) for use in range(2))  # each batch gets the same key
     sampling |= dict(box=None, tolerance=None, precision="float32")
     estimate = lipschitz_margin.together.run(  # type: ignore[attr-defined]
         logits_fn, key_estimate, indices, xs, ys, asked, norm=norm, radius=radius, **sampling

@@ -47,7 +47,7 @@ def test_the_exact_distance_of_tiny_networks_lies_in_the_bracket(dimension, num_
 def test_a_bracket_holds_what_its_parts_give(tiny, key):
     options = dict(num_samples=512, chunk_size=256)
     three = jm.over_batch(jm.bracket, tiny.model.apply, num_steps=40, **options)(tiny.params, key, tiny.xs, tiny.ys)
-    key_estimate = jax.random.split(jax.random.clone(key))[0]
+    key_estimate = jax.random.fold_in(jax.random.clone(key), 0)
     margins = jm.over_batch(jm.lipschitz_margin, tiny.model.apply, **options)(
         tiny.params, key_estimate, tiny.xs, tiny.ys
     )
@@ -64,7 +64,8 @@ def test_a_bracket_holds_what_its_parts_give(tiny, key):
 def test_the_size_of_a_batch_changes_no_bit_of_a_bracket(tiny, key):
     options = dict(num_samples=256, num_steps=20)
     runs = [jm.over_batch(jm.bracket, tiny.model.apply, batch_size=size, **options) for size in (2, 700)]
-    first, second = [run(tiny.params, jax.random.clone(key), tiny.xs, tiny.ys) for run in runs]
+    many = jnp.tile(tiny.xs, (9, 1, 1)), jnp.tile(tiny.ys, 9)  # more than one batch of the smaller size
+    first, second = [run(tiny.params, jax.random.clone(key), *many) for run in runs]
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
