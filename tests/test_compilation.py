@@ -30,7 +30,7 @@ def test_a_second_start_of_a_run_compiles_nothing(tmp_path):
     def start(workdir):
         sizes = dict(epochs=2, num_samples=512, points=4, attack_steps=3)
         options = [word for name, size in sizes.items() for word in (f"--{name.replace('_', '-')}", str(size))]
-        options += ["--models", "mlp", "--methods", "std"]
+        options += ["--models", "linear", "--methods", "std"]
         environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"}
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)
         command = [sys.executable, "-m", "runs.paper", *options, "--workdir", str(tmp_path / workdir)]

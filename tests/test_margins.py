@@ -45,7 +45,7 @@ def test_linear_margin_is_the_closed_form_to_the_last_digits_of_float64(norm, du
 
 @pytest.mark.parametrize(
     ("num_classes", "name"),
-    [(2, "l2"), (3, "l2"), (10, "l2"), (1000, "l2"), (3, "linf"), (10, "l1")],
+    [(2, "l2"), (3, "l2"), (10, "l2"), (200, "l2"), (3, "linf"), (10, "l1")],
 )
 def test_lipschitz_margin_of_a_linear_classifier_is_its_margin(num_classes, name, key):
     norm, dual = NORMS[name]
