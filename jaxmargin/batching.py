@@ -32,7 +32,8 @@ def over_batch(
 
     Nothing is traced again for other parameters or another n. Example i has ``fold_in(key, i)``, except in measures
     that share their samples between examples (``lipschitz_margin``), which use the key itself. On a CPU neither
-    batch_size nor chunk_size nor mesh changes a bit of the result.
+    batch_size nor chunk_size nor mesh changes a bit of the result, with one exception: a mesh of several CPU devices
+    may move the last bits of the minimum-norm attacks and of ``bracket``.
 
     Args:
       measure: a function (logits_fn, key, x, y, *, options) -> NamedTuple, such as ``lipschitz_margin`` or ``pgd``.
@@ -90,8 +91,9 @@ def over_batch(
 
     if batch_size is None:
         batch_size = together.batch_size() if together else _side_by_side()
-    rows = ROWS if together is None else together.rows
-    batch_size = -(-batch_size // rows) * rows
+    if jax.default_backend() == "cpu":
+        rows = ROWS if together is None else together.rows
+        batch_size = -(-batch_size // rows) * rows
     steps = (
         _divided(functools.partial(step, ROWS), mesh),
         _divided(functools.partial(step, CONVOLVING_ROWS), mesh, _for_convolutions()),
@@ -125,8 +127,8 @@ def _refuse_values(measure: Callable, known: Iterable[str], needed: set[str], va
 
 
 def _side_by_side() -> int:
-    """Examples that keep the default device busy: few on a CPU, whose caches are small."""
-    return 256 if jax.default_backend() == "cpu" else 8192
+    """Examples that keep the default device busy: on a CPU those that it takes side by side."""
+    return ROWS if jax.default_backend() == "cpu" else 8192
 
 
 @functools.cache

@@ -19,7 +19,7 @@ class Together(NamedTuple):
         fields of length b; where ``asked`` is False anything may come out. It gets every option of the measure.
       batch_size: () -> examples in a batch unless the caller says otherwise.
       divides_samples: whether it takes ``axis_name``, a mapped axis whose devices share the samples of an example.
-      rows: ``run`` gets a multiple of so many examples, which it takes side by side (``chunks.by_rows``).
+      rows: on a CPU a batch is a multiple of so many examples, which ``run`` takes side by side (``chunks.by_rows``).
     """
 
     run: Callable[..., Any]

@@ -30,6 +30,7 @@ def forgotten(request):
     """What a file's tests have compiled leaves the memory with them."""
     jax.config.update("jax_disable_most_optimizations", request.module.__name__ in HURRIED)
     yield
+    jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()
 
 

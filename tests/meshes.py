@@ -44,8 +44,9 @@ def main(out, coordinator=None, process=0, count=1):
         if samples == 1 and points != 2:
             options = dict(epsilon=0.5, step_size=0.1, num_steps=5)
             line = jax.sharding.Mesh(mesh.devices[:, 0], ("points",))
-            attack = jm.over_batch(jm.pgd, model.apply, mesh=line, **options)
-            found[f"{points}x1-pgd-x_adv"] = np.asarray(attack(params, jax.random.key(0), xs, ys).x_adv)
+            attack = jm.over_batch(jm.pgd, model.apply, batch_size=1, mesh=line, **options)
+            many = np.tile(xs, (40, 1, 1)), np.tile(ys, 40)  # rows for three devices
+            found[f"{points}x1-pgd-x_adv"] = np.asarray(attack(params, jax.random.key(0), *many).x_adv)
     np.savez(out, **found)
 
 

@@ -43,7 +43,7 @@ def files(workdir):
     folder = workdir / "cells" / CELL.name
     card = tracking.read_json(workdir / "cards" / f"{CELL.name}.json")
     seconds = card.pop("seconds")
-    assert set(seconds) == {"train", "evaluate", "margins", "attack", "worst_case", "bounds"}
+    assert set(seconds) == {"train", "evaluate", "margins", "attack", "worst_case", "logits", "bounds"}
     kept = [folder / "params.npz", folder / "metrics.jsonl", workdir / "cards" / f"{CELL.name}.npz"]
     return [path.read_bytes() for path in kept] + [json.dumps(card)]
 

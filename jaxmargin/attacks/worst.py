@@ -154,7 +154,7 @@ def _slots() -> int:
     return 128 if jax.default_backend() == "cpu" else 2048
 
 
-_TOGETHER = Together(_together, batch_size=lambda: 8 * _slots())
+_TOGETHER = Together(_together, batch_size=lambda: 4 * _slots())
 worst_case.together = _TOGETHER  # type: ignore[attr-defined]
 
 

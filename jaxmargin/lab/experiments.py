@@ -227,9 +227,10 @@ class _Run:
         def margin(one: tuple[jax.Array, jax.Array]) -> jax.Array:
             return logit_margin(self.model.apply(params, one[0]), one[1])
 
-        margins = np.asarray(jax.jit(lambda *both: jax.lax.map(margin, both))(xs, ys))
-        quartiles = np.quantile(margins, (0.25, 0.5, 0.75)).tolist()
-        return {"quartiles": quartiles, "flags": health.saturation(self.model.apply, params, xs, ys)}
+        with self._stage("logits"), jax.default_matmul_precision("float32"):
+            margins = np.asarray(jax.jit(lambda *both: jax.lax.map(margin, both))(xs, ys))
+            flags = health.saturation(self.model.apply, params, xs, ys)
+        return {"quartiles": np.quantile(margins, (0.25, 0.5, 0.75)).tolist(), "flags": flags}
 
     def bounds(self, params: Any) -> Arrays:
         """Certified and attacked distances of the test points whose margins were estimated last."""

@@ -158,7 +158,8 @@ def _row(card: Card) -> dict[str, str]:
         row[f"published {epsilon:g} %"] = _beside(100 * robust, 100 * paper_robust[i] if paper_robust else None)
     for epsilon, robust in zip(card["epsilons"], card["worst_case_accuracy"], strict=True):
         row[f"worst {epsilon:g} %"] = f"{100 * robust:.2f}"
-    row["logit margin"] = f"{card['logit_margin_quartiles'][1]:.1f}"
+    if quartiles := card.get("logit_margin_quartiles"):  # older cards have none
+        row["logit margin"] = f"{quartiles[1]:.1f}"
     row["average margin"] = _beside(card["average_margin"], paper.get("average_margin"))
     row["signed"] = f"{card['average_margin_signed']:.2f}"
     row["minimum"] = f"{card['minimum_margin']:.3f}"
