@@ -17,8 +17,7 @@ ROWS, CONVOLVING_ROWS = 128, 64
 def by_rows(run: Callable[..., Any], examples: tuple[jax.Array, ...], count: jax.Array | int, rows: int) -> Any:
     """``run(*examples)``, on a CPU so many rows at a time, always as many: rounding then knows nothing of the others.
 
-    XLA's CPU backend compiles small matrix products (below 64 rows) and small loops (below 4,096 entries) in other
-    forms than large ones, which sum in another order.
+    XLA's CPU backend sums in another order for other numbers of rows; see ``lipschitz.stable_rows``.
 
     Args:
       run: arrays [b, ...] -> arrays [b, ...], row by row.

@@ -13,7 +13,7 @@ RUNS = PACKAGE.parent / "runs"
 # What each file may import from its own layer; a package is the files in it. Every file of the lab may import the core.
 CORE = {
     "adapters": set(),
-    "attacks": {"checks", "losses", "norms", "together"},
+    "attacks": {"checks", "chunks", "losses", "norms", "together"},
     "audit": {"attacks", "certificates", "chunks", "margins", "norms", "together"},
     "batching": {"checks", "chunks", "rewriting", "together"},
     "certificates": {"checks", "chunks", "layers", "norms", "relaxation", "rivals", "rounding", "spectral", "together"},

@@ -10,6 +10,7 @@ from jaxmargin import checks
 from jaxmargin.attacks import auto_pgd
 from jaxmargin.attacks.attack import LOSSES, Attack, Box, ball, outcome, refuse
 from jaxmargin.attacks.slots import in_slots
+from jaxmargin.chunks import ROWS
 from jaxmargin.losses import targeted_dlr
 from jaxmargin.norms import Norm, l2
 from jaxmargin.together import Together
@@ -84,7 +85,6 @@ def worst_case(
     >>> bool(attack.found), bool(1.0 < attack.distance <= 1.01)
     (True, True)
     """
-    refuse(logits_fn, x, y, box)
     options: dict[str, Any] = dict(norm=norm, epsilon=epsilon, num_steps=num_steps, losses=losses, restarts=restarts)
     return _TOGETHER.alone(logits_fn, key, x, y, box=box, slots=1, **options)
 
@@ -151,7 +151,7 @@ def _together(
 
 def _slots() -> int:
     """Searches side by side that keep the device busy."""
-    return 128 if jax.default_backend() == "cpu" else 2048
+    return ROWS if jax.default_backend() == "cpu" else 2048
 
 
 _TOGETHER = Together(_together, batch_size=lambda: 4 * _slots())
