@@ -60,7 +60,7 @@ def over_batch(
     >>> run(w, jax.random.key(0), xs, jnp.array([0, 1])).margin
     Array([1. , 1.2], dtype=float32)
     """
-    apply_fn = loopable(apply_fn) if jax.default_backend() == "cpu" else apply_fn
+    apply_fn = loopable(apply_fn)
     known = {name: p for name, p in inspect.signature(measure).parameters.items() if p.kind is p.KEYWORD_ONLY}
     checks.options(measure, options, known)
     if batch_size is not None:

@@ -3,7 +3,7 @@
 XLA's CPU compiler rewrites convolutions into their fast form outside of loops only; inside ``lax.scan`` or ``lax.map``
 the transposed layouts that autodiff makes for their gradients run 10 to 60 times slower (jax-ml/jax#12868). Here both
 gradients are written out in a form that is fast everywhere: the input's as a plain convolution with the flipped kernel,
-the kernel's as one matrix product per kernel position.
+the kernel's as one matrix product per kernel position and image.
 
 >>> import flax.linen as nn
 >>> layer = nn.Conv(32, (3, 3), conv_general_dilated=conv_general_dilated)   # any flax network, ours or yours
@@ -16,10 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.extend.core import Jaxpr
 
-__all__ = ["conv_general_dilated", "max_pool"]
+__all__ = ["conv_general_dilated", "is_vmapped", "max_pool"]
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
+# Images whose kernel gradients are computed at once: so few stay in the cache through all positions of the kernel.
+_FEW_IMAGES = 16
 # Up to so many channels the gradient of an image is faster as a matrix product than as a convolution.
 _FEW_CHANNELS = 3
 
@@ -33,7 +36,7 @@ def conv_general_dilated(
     """``jax.lax.conv_general_dilated`` with gradients that are fast in loops, for flax's ``conv_general_dilated=``.
 
     Image convolutions in flax's layout, without upsampling and groups, take the fast path; all others go to JAX as they
-    are. The fast path has no forward-mode derivative (it is a ``custom_vjp``).
+    are, and all of them where there is no CPU. The fast path has no forward-mode derivative (it is a ``custom_vjp``).
 
     Args:
       lhs: images [n, h, w, i].
@@ -46,7 +49,7 @@ def conv_general_dilated(
     Returns:
       Images [n, h', w', o].
     """
-    if lhs.ndim == 4 and _is_simple(lhs, rhs, padding, dimension_numbers, others):
+    if jax.default_backend() == "cpu" and lhs.ndim == 4 and _is_simple(lhs, rhs, padding, dimension_numbers, others):
         strides, dilation = _pair(window_strides), _pair(others.get("rhs_dilation") or (1, 1))
         if isinstance(padding, str):
             window = [(size - 1) * d + 1 for size, d in zip(rhs.shape, dilation, strict=False)]
@@ -68,6 +71,13 @@ def _is_simple(lhs: jax.Array, rhs: jax.Array, padding: Any, dimension_numbers: 
     wishes = [others.get("precision"), others.get("preferred_element_type")]
     plain_pads = isinstance(padding, str) or all(low >= 0 and high >= 0 for low, high in padding)
     return layouts[0] == layouts[1] and all(step == 1 for step in steps) and plain_pads and wishes == [None, None]
+
+
+def is_vmapped(jaxpr: Jaxpr) -> bool:
+    """Whether the jaxpr of a ``custom_vjp`` is a convolution of this file, its images but not its kernel vmapped."""
+    ours = any(eqn.params.get("name") == "_plain" for eqn in jaxpr.eqns)
+    arguments: list[Any] = [atom.aval for atom in jaxpr.invars]
+    return ours and [argument.ndim > 4 for argument in arguments] == [True, False]
 
 
 def max_pool(x: jax.Array) -> jax.Array:
@@ -92,13 +102,17 @@ def _conv(x: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads, dilation: 
     return _plain(x, kernel, strides, pads, (1, 1), dilation)
 
 
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
 def _plain(x: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads, spread: Pair, dilation: Pair) -> jax.Array:
-    """The convolution itself, on a CPU never without padding: unpadded ones go to a kernel eight times slower."""
+    """The convolution itself, never without padding: unpadded ones go to a kernel eight times slower.
+
+    Jitted, so that a jaxpr shows it by its name.
+    """
 
     def convolve(pads: Pads) -> jax.Array:
         return lax.conv_general_dilated(x, kernel, strides, pads, spread, dilation, dimension_numbers=_LAYOUT)
 
-    if jax.default_backend() != "cpu" or any(map(any, pads)):
+    if any(map(any, pads)):
         return convolve(pads)
     return convolve(((0, strides[0]), (0, 0)))[:, :-1]  # a step further down than asked
 
@@ -145,18 +159,27 @@ def _as_product(kernel: jax.Array, g: jax.Array, full: list[Pair]) -> jax.Array:
 def _kernel_gradient(
     x: jax.Array, shape: tuple[int, ...], g: jax.Array, strides: Pair, pads: Pads, dilation: Pair
 ) -> jax.Array:
-    """Entry (i, j) is the matrix product of x shifted by (i, j) with g, over all images and positions."""
+    """Entry (i, j) is the product of g with x shifted by (i, j), added up over images, a few at a time."""
+    few = max(size for size in range(1, _FEW_IMAGES + 1) if len(x) % size == 0)
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
 
-    def entry(*position: int) -> jax.Array:
+    def window(x: jax.Array, *position: int) -> jax.Array:
         starts = [at * d for at, d in zip(position, dilation, strict=True)]
         rows, columns = (
             slice(start, start + (size - 1) * step + 1, step)
             for start, size, step in zip(starts, g.shape[1:3], strides, strict=True)
         )
-        return jnp.einsum("nhwi,nhwo->io", x[:, rows, columns], g)
+        return x[:, rows, columns].reshape(few, -1, shape[2])
 
-    return jnp.stack([jnp.stack([entry(i, j) for j in range(shape[1])]) for i in range(shape[0])])
+    def add(total: jax.Array, images: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        x, g = images
+        g = lax.optimization_barrier(g.reshape(few, -1, shape[3]).swapaxes(1, 2))  # transposed once, not at each entry
+        entries = [jnp.einsum("nop,npi->noi", g, window(x, *at)).sum(0) for at in np.ndindex(shape[:2])]
+        return total + jnp.stack(entries), None
+
+    groups = [images.reshape(-1, few, *images.shape[1:]) for images in (x, g)]
+    total = lax.scan(add, jnp.zeros((shape[0] * shape[1], shape[3], shape[2]), g.dtype), tuple(groups))[0]
+    return total.swapaxes(1, 2).reshape(shape)
 
 
 _conv.defvjp(_forward, _backward)

@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
-from jaxmargin.convolution import conv_general_dilated
+from jaxmargin.convolution import conv_general_dilated, is_vmapped
 
 __all__ = ["loopable"]
 
@@ -27,7 +27,8 @@ def loopable(apply_fn: Callable[..., Any]) -> Callable[..., Any]:
 
     Replaced are image convolutions without upsampling or groups, in any layout, and max pools of windows that tile the
     image, also where ``jax.jit`` or ``jax.checkpoint`` wraps them. All else stays as it is; a function without them, or
-    one that shows its ``layers`` as those of ``models`` do, is called as it is. Replaced convolutions have no
+    one that shows its ``layers`` as those of ``models`` do, is called as it is. Our own convolutions under ``jax.vmap``
+    become one of all examples, whose kernel has one gradient and not one an example. Replaced convolutions have no
     forward-mode derivative, and run in the precision of their surroundings, which a CPU does not distinguish.
 
     Args:
@@ -42,7 +43,7 @@ def loopable(apply_fn: Callable[..., Any]) -> Callable[..., Any]:
     >>> bool(jnp.allclose(loopable(layer.apply)(params, x), layer.apply(params, x), atol=1e-6))
     True
     """
-    if hasattr(apply_fn, "layers"):
+    if hasattr(apply_fn, "layers") or jax.default_backend() != "cpu":
         return apply_fn
 
     @functools.wraps(apply_fn)
@@ -87,6 +88,8 @@ def _replacement(eqn: JaxprEqn) -> Callable[..., Any] | None:
         return functools.partial(_convolve, params)
     if name == "reduce_window_max" and _tiles(params):
         return functools.partial(_pool, params["window_dimensions"])
+    if name == "custom_vjp_call" and is_vmapped(params["call_jaxpr"].jaxpr):
+        return functools.partial(_run, params["call_jaxpr"].jaxpr, params["call_jaxpr"].consts)
     if name not in _CALLS:
         return None
     called = params["jaxpr" if "jaxpr" in params else "call_jaxpr"]

@@ -252,6 +252,22 @@ def test_gradients_are_right_when_mapped_and_over_the_parameters_of_a_surroundin
     close(run(loopable), run(lambda apply_fn: apply_fn))
 
 
+@pytest.mark.parametrize("size", [6, 17])
+def test_our_own_convolutions_under_vmap_have_one_kernel_gradient_for_all_examples(size):
+    model = jm.models.cnn((8, 8, 1), 3, widths=(2, 3), hidden=4)
+    params, xs = random_params(model), array(size, 8, 8, 1)
+
+    def each(params, xs):
+        return jax.vmap(model.apply, in_axes=(None, 0))(params, xs)
+
+    def traced(apply_fn):
+        return str(jax.make_jaxpr(jax.grad(lambda params: apply_fn(params, xs).sum()))(params))
+
+    per_example = f"f32[{size},3,3,2,3]"
+    assert per_example in traced(each) and per_example not in traced(loopable(each))
+    close(pull(loopable(each), params, xs), pull(each, params, xs))
+
+
 def test_without_a_jit_it_gives_the_same():
     apply_fn, params, x = NETWORKS["channels first"]()
     numpy_params = jax.tree.map(np.asarray, params)

@@ -11,6 +11,7 @@ import optax
 
 from jaxmargin.losses import cross_entropy
 from jaxmargin.objectives import Objective
+from jaxmargin.rewriting import loopable
 
 __all__ = ["Batch", "DivergedError", "TrainState", "evaluator", "fit", "init_state", "train_epoch", "train_step"]
 
@@ -87,8 +88,10 @@ def train_step(
         key_dropout, key_loss = jax.random.split(key)
         return objective.example_loss(lambda z: apply_fn(params, z, key_dropout), key_loss, x, y, memory)
 
+    example_losses = loopable(jax.vmap(example_loss, in_axes=(None, 0, 0, 0, 0)))
+
     def total(params: Any) -> jax.Array:
-        losses = jax.vmap(functools.partial(example_loss, params))(keys, batch.x, batch.y, batch.memory)  # [b]
+        losses = example_losses(params, keys, batch.x, batch.y, batch.memory)  # [b]
         return jnp.sum(losses * batch.weight) / jnp.sum(batch.weight) + objective.penalty(params)
 
     value, gradient = jax.value_and_grad(total)(state.params)
