@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import Jaxpr
 
-__all__ = ["conv_general_dilated", "is_vmapped", "max_pool"]
+__all__ = ["conv_general_dilated", "max_pool"]
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 # Images whose kernel gradients are computed at once: so few stay in the cache through all positions of the kernel.
@@ -71,13 +70,6 @@ def _is_simple(lhs: jax.Array, rhs: jax.Array, padding: Any, dimension_numbers: 
     wishes = [others.get("precision"), others.get("preferred_element_type")]
     plain_pads = isinstance(padding, str) or all(low >= 0 and high >= 0 for low, high in padding)
     return layouts[0] == layouts[1] and all(step == 1 for step in steps) and plain_pads and wishes == [None, None]
-
-
-def is_vmapped(jaxpr: Jaxpr) -> bool:
-    """Whether the jaxpr of a ``custom_vjp`` is a convolution of this file, its images but not its kernel vmapped."""
-    ours = any(eqn.params.get("name") == "_plain" for eqn in jaxpr.eqns)
-    arguments: list[Any] = [atom.aval for atom in jaxpr.invars]
-    return ours and [argument.ndim > 4 for argument in arguments] == [True, False]
 
 
 def max_pool(x: jax.Array) -> jax.Array:

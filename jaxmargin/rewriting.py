@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
-from jaxmargin.convolution import conv_general_dilated, is_vmapped
+from jaxmargin.convolution import conv_general_dilated
 
 __all__ = ["loopable"]
 
@@ -88,7 +88,7 @@ def _replacement(eqn: JaxprEqn) -> Callable[..., Any] | None:
         return functools.partial(_convolve, params)
     if name == "reduce_window_max" and _tiles(params):
         return functools.partial(_pool, params["window_dimensions"])
-    if name == "custom_vjp_call" and is_vmapped(params["call_jaxpr"].jaxpr):
+    if name == "custom_vjp_call" and _is_vmapped(params["call_jaxpr"].jaxpr):
         return functools.partial(_run, params["call_jaxpr"].jaxpr, params["call_jaxpr"].consts)
     if name not in _CALLS:
         return None
@@ -98,6 +98,13 @@ def _replacement(eqn: JaxprEqn) -> Callable[..., Any] | None:
         return None
     run = functools.partial(_run, jaxpr, consts)
     return jax.checkpoint(run, prevent_cse=params["prevent_cse"], policy=params["policy"]) if name in _REMAT else run
+
+
+def _is_vmapped(jaxpr: Jaxpr) -> bool:
+    """Whether a ``custom_vjp`` is a convolution of ``convolution``, its images but not its kernel vmapped."""
+    ours = any(eqn.params.get("name") == "_plain" for eqn in jaxpr.eqns)
+    arguments: list[Any] = [atom.aval for atom in jaxpr.invars]
+    return ours and [argument.ndim > 4 for argument in arguments] == [True, False]
 
 
 def _is_simple(images: Any, params: dict[str, Any]) -> bool:
