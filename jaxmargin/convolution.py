@@ -35,7 +35,8 @@ def conv_general_dilated(
     """``jax.lax.conv_general_dilated`` with gradients that are fast in loops, for flax's ``conv_general_dilated=``.
 
     Image convolutions in flax's layout, without upsampling and groups, take the fast path; all others go to JAX as they
-    are, and all of them where there is no CPU. The fast path has no forward-mode derivative (it is a ``custom_vjp``).
+    are, and all of them where JAX's default backend is not a CPU. The fast path has no forward-mode derivative (it is a
+    ``custom_vjp``).
 
     Args:
       lhs: images [n, h, w, i].
@@ -152,8 +153,10 @@ def _kernel_gradient(
     x: jax.Array, shape: tuple[int, ...], g: jax.Array, strides: Pair, pads: Pads, dilation: Pair
 ) -> jax.Array:
     """Entry (i, j) is the product of g with x shifted by (i, j), added up over images, a few at a time."""
-    few = max(size for size in range(1, _FEW_IMAGES + 1) if len(x) % size == 0)
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    few = max(1, min(len(x), _FEW_IMAGES))
+    groups = max(1, -(-len(x) // few))
+    missing = (0, groups * few - len(x))  # the last group is filled up with zeros
+    x, images = jnp.pad(x, (missing, *pads, (0, 0))), jnp.pad(g, (missing, (0, 0), (0, 0), (0, 0)))
 
     def window(x: jax.Array, *position: int) -> jax.Array:
         starts = [at * d for at, d in zip(position, dilation, strict=True)]
@@ -163,14 +166,14 @@ def _kernel_gradient(
         )
         return x[:, rows, columns].reshape(few, -1, shape[2])
 
-    def add(total: jax.Array, images: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
-        x, g = images
+    def entries(x: jax.Array, g: jax.Array) -> jax.Array:
         g = lax.optimization_barrier(g.reshape(few, -1, shape[3]).swapaxes(1, 2))  # transposed once, not at each entry
-        entries = [jnp.einsum("nop,npi->noi", g, window(x, *at)).sum(0) for at in np.ndindex(shape[:2])]
-        return total + jnp.stack(entries), None
+        return jnp.stack([jnp.einsum("nop,npi->noi", g, window(x, *at)).sum(0) for at in np.ndindex(shape[:2])])
 
-    groups = [images.reshape(-1, few, *images.shape[1:]) for images in (x, g)]
-    total = lax.scan(add, jnp.zeros((shape[0] * shape[1], shape[3], shape[2]), g.dtype), tuple(groups))[0]
+    def group(number: jax.Array | int) -> jax.Array:
+        return entries(*(lax.dynamic_slice_in_dim(array, number * few, few) for array in (x, images)))
+
+    total = lax.fori_loop(1, groups, lambda number, total: total + group(number), group(0))
     return total.swapaxes(1, 2).reshape(shape)
 
 

@@ -23,7 +23,7 @@ _CALLS = {"closed_call", "core_closed_call", "jit", "pjit"} | _REMAT  # equation
 
 
 def loopable(apply_fn: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function with gradients that are fast in loops on a CPU.
+    """The same function with gradients that are fast in loops on a CPU, where that is JAX's default backend.
 
     Replaced are image convolutions without upsampling or groups, in any layout, and max pools of windows that tile the
     image, also where ``jax.jit`` or ``jax.checkpoint`` wraps them. All else stays as it is; a function without them, or

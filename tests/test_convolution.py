@@ -126,6 +126,24 @@ def test_gradients_are_right_inside_a_scan():
     close(run(ours), run(theirs))
 
 
+@pytest.mark.parametrize("size", [0, 1, 16, 17, 40])
+def test_gradients_are_right_for_any_number_of_images(size):
+    x, kernel = arrays((size, 5, 5, 2), (3, 3, 2, 3))
+    close(pull(ours, x, kernel, "VALID"), pull(theirs, x, kernel, "VALID"))
+
+
+def test_gradients_are_right_inside_of_shard_map():
+    x, kernel = arrays((20, 5, 5, 2), (1, 3, 3, 2, 3))
+
+    def gradients(x, kernels, convolution=ours):
+        return jax.grad(lambda x, kernel: jnp.sin(convolution(x, kernel, "VALID")).sum(), argnums=(0, 1))(x, kernels[0])
+
+    split, auto = jax.sharding.PartitionSpec("points"), (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((1,), ("points",), axis_types=auto)
+    shared = jax.shard_map(gradients, mesh=mesh, in_specs=split, out_specs=split)
+    close(shared(x, kernel), gradients(x, kernel, theirs))
+
+
 @pytest.mark.parametrize("padding", ["VALID", "SAME", "SAME_LOWER", "uneven", "wide"])
 @pytest.mark.parametrize(
     "options", [{"strides": (2, 2)}, {"strides": (1, 3), "rhs_dilation": (2, 1)}, {"rhs_dilation": (1, 2)}]
