@@ -160,6 +160,11 @@ def test_published_numbers_stand_beside_ours_at_the_same_budgets_only(straight):
     assert "(" not in row["published 1 %"] and row["average margin"].endswith("(0.80)")
 
 
+def test_a_point_whose_attack_found_nothing_makes_the_average_infinite(straight):
+    (row,) = tables.brackets([straight[0] | {"average_attacked": None}])  # as JSON keeps infinity
+    assert row["average attacked"] == "infinite" and tables.brackets([straight[0]])[0]["average attacked"] != "infinite"
+
+
 def test_the_trade_off_needs_a_falling_average_and_a_rising_minimum():
     card = {"model": "mlp", "method": "std"}
 

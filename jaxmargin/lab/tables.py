@@ -62,7 +62,7 @@ def brackets(cards: list[Card]) -> list[dict[str, str]]:
             "model": card["model"], "method": card["method"],
             "average certified": f"{card['average_certified']:.3f}",
             "average estimated": f"{card['average_margin']:.3f}",
-            "average attacked": f"{card['average_attacked']:.3f}",
+            "average attacked": "infinite" if (value := card["average_attacked"]) is None else f"{value:.3f}",
             "estimate contradicted %": f"{100 * card['contradicted_fraction']:.1f}",
             "points": str(card["n_margin"]),
         }
