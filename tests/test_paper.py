@@ -15,7 +15,7 @@ from runs import paper, presets
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["--models", "mlp", "--methods", "std", "--epochs", "40", "--num-samples", "64", "--points", "4"]
-QUICK += ["--attack-steps", "3", "--epsilons", "0.5"]
+QUICK += ["--attack-steps", "3", "--attack-points", "40", "--worst-case-steps", "3", "--epsilons", "0.5"]
 NAME = "digits-mlp-std-seed0"
 
 
