@@ -175,7 +175,7 @@ def cnn(
     *,
     widths: tuple[int, int] | None = None,
     hidden: int | None = None,
-    dropout: float = 0.0,
+    dropout: float | tuple[float, float] = 0.0,
     padding: str | None = None,
 ) -> Model:
     """conv 3x3 twice, max-pool, conv 3x3 twice, max-pool, dense twice, dense(c), a ReLU after each but the last.
@@ -188,7 +188,7 @@ def cnn(
       num_classes: c >= 2.
       widths: channels of the first and of the second pair of convolutions.
       hidden: width of the two dense layers.
-      dropout: rate after each dense ReLU, in training only, 0 <= dropout < 1.
+      dropout: rate after each of the two dense ReLUs, or one rate for each, in training only, 0 <= dropout < 1.
       padding: "VALID" or "SAME".
 
     Returns:
@@ -215,8 +215,13 @@ def cnn(
     checks.one_of("padding", padding, ["SAME", "VALID"])
     if min(input_shape[:2]) < (4 if padding == "SAME" else 16):
         raise ValueError(f"input_shape={input_shape} is too small for padding={padding!r}: two poolings leave nothing")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout={dropout} must lie in [0, 1)")
+    rates = dropout if isinstance(dropout, tuple | list) else (dropout, dropout)
+    if len(rates) != 2 or not all(0 <= rate < 1 for rate in rates):
+        raise ValueError(f"dropout={dropout} must lie in [0, 1): pass one rate, or one for each of the two dense ReLUs")
     block = [[_Step("conv", width), _Step("relu")] * 2 + [_Step("max_pool")] for width in (first, second)]
-    dense = [_Step("dense", hidden), _Step("relu")] + ([_Step("dropout", dropout)] if dropout else [])
-    return _model(input_shape, num_classes, [*block[0], *block[1], _Step("flatten"), *dense, *dense], padding)
+    dense = [
+        step
+        for rate in rates
+        for step in [_Step("dense", hidden), _Step("relu")] + ([_Step("dropout", rate)] if rate else [])
+    ]
+    return _model(input_shape, num_classes, [*block[0], *block[1], _Step("flatten"), *dense], padding)

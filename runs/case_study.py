@@ -194,9 +194,7 @@ def draw(result: study.Result, name: str) -> Iterator[tuple[str, Figure, str]]:
     front, path = result.front, (traces[best].minimum, traces[best].average)
     points = {labels[key]: end for key, end in ends.items()}
     title = f"{name}: the front of margins"
-    figure = plots.pareto_front(
-        (front.minimum, front.average), points, title=title, path=path, path_label=labels[best]
-    )
+    figure = plots.pareto_front((front.minimum, front.average), points, title=title, path=path, path_label=labels[best])
     yield "pareto", figure, f"No classifier lies above the front. The path is {labels[best]}, epoch by epoch."
 
     distances = {f"{labels[key]}, to penalised": (epoch[key], trace.distance[:, 0]) for key, trace in traces.items()}

@@ -3,12 +3,15 @@
 import contextlib
 import io
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import tyro
 
+from jaxmargin import checks
 from jaxmargin.lab.training import DivergedError
 
 __all__ = ["exit_code", "parse", "stopped"]
@@ -41,17 +44,19 @@ def parse(options: type[Options], arguments: Sequence[str] | None, *, prog: str)
         raise
 
 
-def exit_code(job: Callable[[], None]) -> int:
+def exit_code(job: Callable[[], None], minutes: float | None = None) -> int:
     """Runs a job and says in one line on stderr why it stopped, if it did.
 
     Args:
       job: does the work and prints its result.
+      minutes: after which it is interrupted as by the keyboard, between two calls of compiled code; None for never.
 
     Returns:
       0; 1 for a diverging loss; 2 for bad input; 130 for an interruption.
     """
     try:
-        job()
+        with _alarm(minutes):
+            job()
     except DivergedError as error:
         return stopped(str(error), 1)
     except (ValueError, OSError) as error:
@@ -60,6 +65,24 @@ def exit_code(job: Callable[[], None]) -> int:
         print("interrupted: the same command continues from here", file=sys.stderr)
         return 130
     return 0
+
+
+@contextlib.contextmanager
+def _alarm(minutes: float | None) -> Iterator[None]:
+    """Interrupts the main thread after that time, also in a process that was started to ignore the keyboard."""
+    if minutes is None:
+        yield
+        return
+    checks.positive("minutes", minutes)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    alarm = threading.Timer(60 * minutes, signal.raise_signal, [signal.SIGINT])
+    alarm.daemon = True
+    alarm.start()
+    try:
+        yield
+    finally:
+        alarm.cancel()
+        signal.signal(signal.SIGINT, before)
 
 
 def stopped(message: str, code: int) -> int:

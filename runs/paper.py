@@ -4,6 +4,7 @@
 Figures 2 and 4 to 7. A run that was interrupted continues when started again with the same options.
 """
 
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -50,8 +51,10 @@ class Options:
     """Steps of each attempt of the worst case; by default 100 (digits: 50)."""
     nearest_steps: int | None = None
     """Steps of each minimum-norm attack; by default 500 (digits: 200)."""
-    seed: int = 0
-    """Of initialisation, shuffling and sampling."""
+    seeds: tuple[int, ...] = (0,)
+    """Of initialisation, shuffling and sampling; every cell runs with each, and the table gives mean and deviation."""
+    minutes: float | None = None
+    """Stop after so many minutes, to be continued by the same command, here or where the workdir is copied to."""
     preset: str = "released"
     """text (the words of the paper) or released (the configuration behind its numbers)."""
     workdir: str | None = None
@@ -63,7 +66,7 @@ class Options:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the table and returns the exit code."""
     options = command_line.parse(Options, arguments, prog="python -m runs.paper")
-    return command_line.exit_code(lambda: run(options))
+    return command_line.exit_code(lambda: run(options), minutes=options.minutes)
 
 
 def run(options: Options) -> None:
@@ -91,18 +94,22 @@ def check(options: Options) -> list[Cell]:
     for name in _COUNTS:
         if getattr(options, name) is not None:
             checks.whole(name, getattr(options, name))
-    checks.whole("seed", options.seed, least=0)
+    if not options.seeds:
+        raise ValueError("seeds is empty: pass at least one, such as --seeds 0")
+    for seed in options.seeds:
+        checks.whole("seeds", seed, least=0)
     if options.epsilons is not None and not options.epsilons:
         raise ValueError("epsilons is empty: pass at least one radius, such as --epsilons 0.5 1.0")
     for epsilon in options.epsilons or ():
         checks.positive("epsilons", epsilon)
-    return [_cell(options, model, method) for model in options.models for method in options.methods]
+    names = itertools.product(options.seeds, options.models, options.methods)
+    return [_cell(options, model, method, seed) for seed, model, method in names]
 
 
 def settings(options: Options) -> dict[str, Any]:
-    """The settings of all the cells a workdir may hold, run or not, in JSON's own types."""
-    names = [(model, method) for model in MODELS for method in METHODS]
-    return tracking.plain({"-".join(name): asdict(_cell(options, *name)) for name in names})
+    """The settings of all the cells a workdir may hold, run or not and of any seed, in JSON's own types."""
+    cells = {"-".join(name): asdict(_cell(options, *name)) for name in itertools.product(MODELS, METHODS)}
+    return tracking.plain({name: {k: v for k, v in cell.items() if k != "seed"} for name, cell in cells.items()})
 
 
 def open_workdir(options: Options) -> Path:
@@ -118,7 +125,7 @@ def open_workdir(options: Options) -> Path:
         f"{name}={now[cell].get(name)} (there: {value})"
         for cell, there in before.items()
         for name, value in there.items()
-        if now[cell].get(name) != value
+        if name != "seed" and now[cell].get(name) != value
     }
     if changes:
         raise ValueError(
@@ -134,9 +141,9 @@ def describe(cell: Cell) -> str:
     return f"{cell.epochs} epochs at rate {cell.learning_rate:g}, {sampling}, {cell.points} points a split"
 
 
-def _cell(options: Options, model: str, method: str) -> Cell:
+def _cell(options: Options, model: str, method: str, seed: int = 0) -> Cell:
     changes: dict[str, Any] = {name: getattr(options, name) for name in ("epsilons", *_COUNTS)}
-    return presets.cell(options.dataset, model, method, preset=options.preset, seed=options.seed, **changes)
+    return presets.cell(options.dataset, model, method, preset=options.preset, seed=seed, **changes)
 
 
 if __name__ == "__main__":

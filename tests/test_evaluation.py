@@ -1,5 +1,7 @@
 """Measures over a split: cut and continued gives the same numbers; the sweep is pgd at each epsilon."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +35,29 @@ def test_a_cut_measurement_continues_and_ends_with_the_same_bits(problem, tmp_pa
         np.testing.assert_array_equal(whole[name], cut[name])
     assert not (tmp_path / "cut.part").exists()
     np.testing.assert_array_equal(whole["margin"], run(w, key, jnp.asarray(xs), jnp.asarray(ys)).margin)
+
+
+def test_an_interruption_keeps_every_finished_batch(problem, tmp_path):
+    w, xs, ys = problem
+    run = jm.over_batch(jm.linear_margin, linear, batch_size=16)
+
+    class Interrupted:
+        @staticmethod
+        def batches(*arguments):
+            for number, batch in enumerate(run.batches(*arguments)):
+                if number == 1:
+                    raise KeyboardInterrupt
+                yield batch
+
+    key, path = jax.random.key(2), tmp_path / "margins.npz"
+    with pytest.raises(KeyboardInterrupt):
+        measure(Interrupted(), w, key, xs, ys, path=path, label="")
+    kept = read_arrays(path.with_suffix(".part"))["margin"]
+    finished = [len(batch.margin) for batch in itertools.islice(run.batches(w, key, xs, ys), 1)]
+    assert len(kept) == sum(finished) and not path.exists()
+    margin = run(w, key, jnp.asarray(xs), jnp.asarray(ys)).margin
+    np.testing.assert_array_equal(kept, margin[: len(kept)])
+    np.testing.assert_array_equal(measure(run, w, key, xs, ys, path=path, label="")["margin"], margin)
 
 
 def test_what_is_measured_already_is_only_read(problem, tmp_path):

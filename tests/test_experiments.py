@@ -165,8 +165,17 @@ def test_a_point_whose_attack_found_nothing_makes_the_average_infinite(straight)
     assert row["average attacked"] == "infinite" and tables.brackets([straight[0]])[0]["average attacked"] != "infinite"
 
 
+def test_seeds_share_a_row_of_means_and_deviations_and_have_rows_of_their_own_elsewhere(straight):
+    one = straight[0]
+    other = one | {"seed": 4, "clean_accuracy": one["clean_accuracy"] - 0.02}
+    (row,) = tables.table([one, other])
+    assert row["seeds"] == "2" and row["clean %"] == f"{100 * one['clean_accuracy'] - 1:.2f} ± {2 / np.sqrt(2):.2f}"
+    assert [row["seed"] for row in tables.brackets([one, other])] == ["3", "4"]
+    assert "seed" not in tables.brackets([one])[0] and "seeds" not in tables.table([one])[0]
+
+
 def test_the_trade_off_needs_a_falling_average_and_a_rising_minimum():
-    card = {"model": "mlp", "method": "std"}
+    card = {"model": "mlp", "method": "std", "seed": 0}
 
     def lines(minimum, average):
         return [

@@ -165,6 +165,9 @@ def test_dropout_follows_each_dense_relu_and_nothing_else():
     kinds = [layer.kind for layer in model.layers(random_params(model))]
     assert kinds[-7:] == ["dense", "relu", "dropout", "dense", "relu", "dropout", "dense"]
     assert kinds.count("dropout") == 2
+    model = models.cnn((8, 8, 1), 3, widths=(2, 2), hidden=4, dropout=(0.5, 0.0))
+    kinds = [layer.kind for layer in model.layers(model.init(jax.random.key(0)))]
+    assert kinds[-6:] == ["dense", "relu", "dropout", "dense", "relu", "dense"]
 
 
 def test_a_key_changes_nothing_without_dropout():
@@ -191,6 +194,7 @@ def test_a_wrong_input_shape_is_refused_with_both_shapes(model):
         (dict(input_shape=(28, 28, 1), padding="FULL"), r"padding='FULL' is unknown: choose from SAME, VALID"),
         (dict(input_shape=(28, 28, 1), dropout=1.0), r"dropout=1.0 must lie in \[0, 1\)"),
         (dict(input_shape=(28, 28, 1), dropout=-0.1), r"dropout=-0.1 must lie in \[0, 1\)"),
+        (dict(input_shape=(28, 28, 1), dropout=(0.5,)), r"dropout=\(0.5,\) must lie in .* one for each of the two"),
     ],
 )
 def test_a_cnn_that_cannot_be_built_says_why(arguments, message):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jaxmargin.lab import tracking
-from runs import paper, presets
+from runs import command_line, paper, presets
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["--models", "mlp", "--methods", "std", "--epochs", "40", "--num-samples", "64", "--points", "4"]
@@ -59,7 +59,9 @@ def test_killed_in_the_middle_of_training_it_continues_to_the_same_bytes(tmp_pat
         (["--epochs", "0"], ["epochs=0", "at least 1"]),
         (["--num-samples", "-5"], ["num_samples=-5", "at least 1"]),
         (["--points", "0"], ["points=0"]),
-        (["--seed", "-1"], ["seed=-1"]),
+        (["--seeds", "0", "-1"], ["seeds=-1"]),
+        (["--minutes", "0"], ["minutes=0.0", "greater than 0"]),
+        (["--minutes", "-1"], ["minutes=-1.0", "greater than 0"]),
         (["--epsilons", "0.5", "0"], ["epsilons=0.0", "greater than 0"]),
         (["--epsilons", "nan"], ["epsilons=nan", "finite"]),
         (["--workdir", "/proc/nowhere"], ["workdir='/proc/nowhere'", "--workdir"]),
@@ -92,7 +94,18 @@ def test_help_names_every_option(capsys):
         paper.main(["--help"])
     said = capsys.readouterr().out
     assert not stop.value.code
-    for option in ("dataset", "models", "methods", "epochs", "num-samples", "points", "epsilons", "seed", "preset"):
+    for option in (
+        "dataset",
+        "models",
+        "methods",
+        "epochs",
+        "num-samples",
+        "points",
+        "epsilons",
+        "seeds",
+        "minutes",
+        "preset",
+    ):
         assert f"--{option}" in said
 
 
@@ -101,9 +114,22 @@ def test_a_changed_configuration_in_the_same_workdir_is_refused_with_the_differe
     tracking.write_json(tmp_path / paper.SETTINGS, paper.settings(options))
     for same in (options, paper.Options(workdir=str(tmp_path), epochs=5, models=("cnn",))):  # more cells may come
         assert paper.open_workdir(same) == tmp_path
-    assert paper.main(["--workdir", str(tmp_path), "--epochs", "7", "--seed", "2"]) == 2
+    more = paper.Options(workdir=str(tmp_path), epochs=5, seeds=(1, 2))
+    assert paper.open_workdir(more) == tmp_path
+    assert paper.main(["--workdir", str(tmp_path), "--epochs", "7"]) == 2
     error = capsys.readouterr().err
-    assert "epochs=7 (there: 5)" in error and "seed=2 (there: 0)" in error and "another --workdir" in error
+    assert "epochs=7 (there: 5)" in error and "another --workdir" in error
+
+
+def test_a_slice_ends_after_its_minutes_and_says_how_to_go_on(capsys):
+    def endless():
+        while True:
+            time.sleep(0.01)
+
+    assert command_line.exit_code(endless, minutes=0.003) == 130
+    assert "the same command continues" in capsys.readouterr().err
+    assert command_line.exit_code(lambda: None, minutes=0.001) == 0
+    time.sleep(0.1)  # the alarm of a job that has ended is off
 
 
 def test_the_released_preset_is_the_configuration_behind_the_published_numbers():

@@ -56,12 +56,17 @@ def measure(
     first = len(next(iter(done[0].values()))) if done else 0
     saved = time.monotonic()
     with tqdm(total=len(xs), initial=first, desc=label, unit="point", leave=False) as bar:
-        for batch in run.batches(params, key, xs, ys, first, **values) if first < len(xs) else ():
-            done.append(_fields(batch, fields))
-            bar.update(len(next(iter(done[-1].values()))))
-            if time.monotonic() - saved > _SAVE_SECONDS:
+        try:
+            for batch in run.batches(params, key, xs, ys, first, **values) if first < len(xs) else ():
+                done.append(_fields(batch, fields))
+                bar.update(len(next(iter(done[-1].values()))))
+                if time.monotonic() - saved > _SAVE_SECONDS:
+                    write_arrays(part, _joined(done))
+                    saved = time.monotonic()
+        except KeyboardInterrupt:
+            if done:
                 write_arrays(part, _joined(done))
-                saved = time.monotonic()
+            raise
     result = _joined(done)
     write_arrays(path, result)
     part.unlink(missing_ok=True)

@@ -59,7 +59,7 @@ class Cell:
     beta: float
     tau: float
     form: str
-    dropout: float
+    dropout: float | tuple[float, float]
     points: int
     num_samples: int
     radius: float

@@ -46,10 +46,12 @@ class Published(NamedTuple):
     Attributes:
       table: the table as Markdown.
       report: the path of report.html.
+      figures: by kind ("margins", "average", "robust", "brackets", "training", "points"), the path and caption of each.
     """
 
     table: str
     report: Path
+    figures: dict[str, list[tuple[Path, str]]]
 
 
 class _Cell(NamedTuple):
@@ -81,7 +83,7 @@ def publish(workdir: Path) -> Published:
     report = write_report(
         workdir / "report.html", title=title, introduction=_INTRODUCTION, sections=_sections(cells, figures)
     )
-    return Published(shown, report)
+    return Published(shown, report, figures)
 
 
 def _read(workdir: Path) -> list[_Cell]:
@@ -91,19 +93,24 @@ def _read(workdir: Path) -> list[_Cell]:
         cells.append(_Cell(tracking.read_json(path), records, read_arrays(path.with_suffix(".npz"))))
     if not cells:
         raise FileNotFoundError(f"{workdir}/cards holds no finished cell: run one first")
-    cells.sort(key=lambda cell: (MODELS.index(cell.card["model"]), METHODS.index(cell.card["method"])))
+    cells.sort(key=lambda cell: (*_place(cell.card), cell.card["seed"]))
     return cells
 
 
+def _place(card: Card) -> tuple[int, int]:
+    return MODELS.index(card["model"]), METHODS.index(card["method"])
+
+
 def _figures(cells: list[_Cell], folder: Path) -> dict[str, list[tuple[Path, str]]]:
-    """Draws every figure; by section, (path, caption)."""
+    """Draws every figure, of the first seed; by section, (path, caption)."""
     found: dict[str, list[tuple[Path, str]]] = defaultdict(list)
 
     def add(section: str, name: str, figure: Any, caption: str) -> None:
         found[section].append((plots.save(figure, folder / f"{name}.png"), caption))
 
     for model in MODELS:
-        chosen = {cell.card["method"]: cell for cell in cells if cell.card["model"] == model}
+        chosen = {cell.card["method"]: cell for cell in reversed(cells) if cell.card["model"] == model}
+        chosen = {method: chosen[method] for method in METHODS if method in chosen}
         if not chosen:
             continue
         name = f"{next(iter(chosen.values())).card['dataset']} {model}"

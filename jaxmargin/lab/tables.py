@@ -11,15 +11,23 @@ SPLITS = ("train", "test")
 
 
 def table(cards: list[Card]) -> list[dict[str, str]]:
-    """Table 1 of the paper: one row a card, accuracies in percent, published numbers in brackets where there are any.
+    """Table 1 of the paper: one row a model and method, accuracies in percent, the paper's numbers in brackets.
 
     Args:
-      cards: result cards.
+      cards: result cards; those of one model and method, which differ by the seed, share a row, of means and sample
+        standard deviations.
 
     Returns:
       Rows of formatted cells.
     """
-    return [_row(card) for card in cards]
+    groups: dict[tuple[str, str], list[Card]] = {}
+    for card in cards:
+        groups.setdefault((card["model"], card["method"]), []).append(card)
+    rows = [_row(group) for group in groups.values()]
+    several = any(len(group) > 1 for group in groups.values())
+    return [
+        row | {"seeds": str(len(group))} if several else row for row, group in zip(rows, groups.values(), strict=True)
+    ]
 
 
 def trade_off(cards: list[Card], records: list[list[dict[str, Any]]]) -> list[dict[str, str]]:
@@ -38,8 +46,8 @@ def trade_off(cards: list[Card], records: list[list[dict[str, Any]]]) -> list[di
             epochs, minimum, average = curve(lines, split)
             peak = int(np.argmax(average))
             held = average[-1] < average[peak] and minimum[-1] > minimum[peak]
-            rows.append({
-                "model": card["model"], "method": card["method"], "points": split,
+            rows.append(_who(card, cards) | {
+                "points": split,
                 "minimum first": f"{minimum[0]:.3f}", "at peak": f"{minimum[peak]:.3f}", "last": f"{minimum[-1]:.3f}",
                 "average first": f"{average[0]:.3f}", "peak": f"{average[peak]:.3f}",
                 "peak epoch": str(epochs[peak]), "average last": f"{average[-1]:.3f}",
@@ -58,8 +66,7 @@ def brackets(cards: list[Card]) -> list[dict[str, str]]:
       Rows of formatted cells.
     """
     return [
-        {
-            "model": card["model"], "method": card["method"],
+        _who(card, cards) | {
             "average certified": f"{card['average_certified']:.3f}",
             "average estimated": f"{card['average_margin']:.3f}",
             "average attacked": "infinite" if (value := card["average_attacked"]) is None else f"{value:.3f}",
@@ -80,8 +87,8 @@ def flags(cards: list[Card]) -> list[dict[str, str]]:
       Rows of formatted cells, one for each card and flag.
     """
     return [
-        {
-            "model": card["model"], "method": card["method"], "sign": flag["name"],
+        _who(card, cards) | {
+            "sign": flag["name"],
             "raised": "YES" if flag["raised"] else "no",
             "value": "infinite" if flag["value"] is None else f"{flag['value']:.3g}",
             "threshold": f"{flag['threshold']:g}", "value is": flag["meaning"],
@@ -124,10 +131,12 @@ def costs(cards: list[Card]) -> list[dict[str, Any]]:
     Returns:
       One row a card.
     """
-    keys = [*("model", "method", "epochs", "learning_rate", "batch_size", "beta", "tau", "num_samples", "n_attack")]
+    keys = [*("epochs", "learning_rate", "batch_size", "beta", "tau", "num_samples", "n_attack")]
     keys += ["attack_steps", "worst_case_steps", "nearest_steps"]
     return [
-        {**{key: card[key] for key in keys}, **{f"{name} s": f"{value:.1f}" for name, value in card["seconds"].items()}}
+        _who(card, cards)
+        | {key: card[key] for key in keys}
+        | {f"{name} s": f"{value:.1f}" for name, value in card["seconds"].items()}
         for card in cards
     ]
 
@@ -148,24 +157,38 @@ def curve(records: list[dict[str, Any]], split: str) -> tuple[list[int], list[fl
     return epochs, minimum, average
 
 
-def _row(card: Card) -> dict[str, str]:
-    paper = card["paper"] or {}
+def _row(cards: list[Card]) -> dict[str, str]:
+    card, paper = cards[0], cards[0]["paper"] or {}
     # Robust accuracies are comparable only at the published budgets.
-    paper_robust = paper.get("robust_accuracy", []) if paper.get("epsilons") == card["epsilons"] else []
+    comparable = paper.get("epsilons") == card["epsilons"]
+
+    def percent(name: str, i: int) -> list[float]:
+        return [100 * one[name][i] for one in cards]
+
     row = {"model": card["model"], "method": card["method"]}
-    row["clean %"] = _beside(100 * card["clean_accuracy"], 100 * paper["clean_accuracy"] if paper else None)
-    for i, (epsilon, robust) in enumerate(zip(card["epsilons"], card["robust_accuracy"], strict=True)):
-        row[f"published {epsilon:g} %"] = _beside(100 * robust, 100 * paper_robust[i] if paper_robust else None)
-    for epsilon, robust in zip(card["epsilons"], card["worst_case_accuracy"], strict=True):
-        row[f"worst {epsilon:g} %"] = f"{100 * robust:.2f}"
-    if quartiles := card.get("logit_margin_quartiles"):  # older cards have none
-        row["logit margin"] = f"{quartiles[1]:.1f}"
-    row["average margin"] = _beside(card["average_margin"], paper.get("average_margin"))
-    row["signed"] = f"{card['average_margin_signed']:.2f}"
-    row["minimum"] = f"{card['minimum_margin']:.3f}"
+    clean = [100 * one["clean_accuracy"] for one in cards]
+    row["clean %"] = _beside(clean, 100 * paper["clean_accuracy"] if paper else None)
+    for i, epsilon in enumerate(card["epsilons"]):
+        there = 100 * paper["robust_accuracy"][i] if comparable else None
+        row[f"published {epsilon:g} %"] = _beside(percent("robust_accuracy", i), there)
+    for i, epsilon in enumerate(card["epsilons"]):
+        row[f"worst {epsilon:g} %"] = _beside(percent("worst_case_accuracy", i))
+    if all(one.get("logit_margin_quartiles") for one in cards):  # older cards have none
+        row["logit margin"] = _beside([one["logit_margin_quartiles"][1] for one in cards], digits=1)
+    row["average margin"] = _beside([one["average_margin"] for one in cards], paper.get("average_margin"))
+    row["signed"] = _beside([one["average_margin_signed"] for one in cards])
+    row["minimum"] = _beside([one["minimum_margin"] for one in cards], digits=3)
     row["samples"] = f"{card['num_samples']:,}" if card["num_samples"] else "exact"
     return row
 
 
-def _beside(value: float, paper: float | None) -> str:
-    return f"{value:.2f}" + ("" if paper is None else f" ({paper:.2f})")
+def _beside(values: list[float], paper: float | None = None, digits: int = 2) -> str:
+    """The mean, its deviation over seeds, and the paper's number."""
+    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{deviation}" + ("" if paper is None else f" ({paper:.2f})")
+
+
+def _who(card: Card, cards: list[Card]) -> dict[str, str]:
+    """What names a row: model and method, and the seed where there are several."""
+    several = len({one["seed"] for one in cards}) > 1
+    return {"model": card["model"], "method": card["method"]} | ({"seed": str(card["seed"])} if several else {})

@@ -1,0 +1,173 @@
+"""A finished workdir as a section of Markdown: what was measured, beside what the paper says, and why they differ."""
+
+import math
+import urllib.parse
+from pathlib import Path
+from typing import Any
+
+from jaxmargin.lab import publishing, tables, tracking
+from jaxmargin.lab.experiments import METHODS, MODELS
+from jaxmargin.lab.reports import markdown_table
+from jaxmargin.lab.tables import Card
+from runs import presets
+
+__all__ = ["deviations", "kind", "section"]
+
+# How far a number may lie from the paper's: percentage points of accuracy, and a share of the average margin.
+_CLEAN = {"mnist": 1.0, "cifar10": 2.5}
+_ROBUST, _MARGIN = 4.0, 0.1
+
+# What decides how complete a cell is, and what to call it.
+_SIZES = {"epochs": "epochs", "num_samples": "samples a point", "points": "points", "attack_steps": "attack steps"}
+
+# Sizes that may explain a difference in a number, by its first word.
+_WHY = {
+    "clean": ("epochs",),
+    "published": ("epochs", "attack_steps"),
+    "average": ("epochs", "points", "num_samples"),
+}
+
+# What the paper says of each figure, in our words.
+_CLAIMS = {
+    "margins": "The paper, Figures 2a to 2c and 6: the minimum margin rises and the average one falls; only on the"
+    " MNIST CNN the average does not fall.",
+    "average": "The paper, Figures 2d to 2f: with AMR the average margin ends above that of standard training.",
+    "robust": "The paper, Table 1: AMR is the most robust of the three, most of all at large epsilons. The worst case,"
+    " dashed, is not in the paper.",
+    "training": "The paper, Figure 4: loss and errors fall as usual; nothing in them tells of the margins.",
+    "brackets": "Not in the paper: what is proven and what was found, around the estimate.",
+    "points": "The paper, Figures 5 and 7: the mass of the margins moves towards the boundary while the left tail gets"
+    " shorter.",
+}
+_CASE_STUDY = {
+    "figure1": "The paper, Figures 1a and 1b: the minimum margin rises to the SVM's while the average margin falls.",
+    "figure1c": "The paper, Figure 1c: the histogram of the margins moves left, towards the boundary, to the SVM's.",
+    "figure3": "The paper, Figure 3: loss and errors fall all the while.",
+    "pareto": "Not in the paper: the exact front of minimum against average margin.",
+    "direction": "Not in the paper: how far the weights' direction is from that of either SVM.",
+}
+
+
+def kind(folder: Path) -> str | None:
+    """What a folder holds: "paper" (cells of the table), "study", "question", or None for nothing finished."""
+    for name, pattern in (("paper", "cards/*.json"), ("study", "result.json"), ("question", "ranking.md")):
+        if any(folder.glob(pattern)):
+            return name
+    return None
+
+
+def section(folder: Path) -> str:
+    """One folder of results as Markdown under a heading with its name; draws the figures of a table's cells."""
+    parts = {"study": _study, "question": _question}.get(kind(folder) or "", _paper)(folder)
+    return "\n\n".join(part.strip() for part in [f"## {folder.name}", *parts]) + "\n"
+
+
+def _paper(folder: Path) -> list[str]:
+    published = publishing.publish(folder)
+    cards, records = _cells(folder)
+    parts = [_conditions(cards), published.table]
+    if found := deviations(cards):
+        parts += ["### Beside the paper, with what may explain a difference", markdown_table(found)]
+    parts += ["### Trade-off, from the epoch of the largest average", markdown_table(tables.trade_off(cards, records))]
+    parts += ["### Certified, estimated, attacked", markdown_table(tables.brackets(cards))]
+    for name, figures in published.figures.items():
+        parts += [f"### {name.capitalize()}", "" if cards[0]["dataset"] == "digits" else _CLAIMS[name]]
+        parts += [_image(folder, path, caption) for path, caption in figures]
+    return [*parts, "### Sizes and seconds", markdown_table(tables.costs(cards))]
+
+
+def _study(folder: Path) -> list[str]:
+    card = tracking.read_json(folder / "result.json")
+    parts = [
+        f"{card['dataset']}, {card['classes'][0]} against {card['classes'][1]}: {card['n_train']:,} training and"
+        f" {card['n_test']:,} test images. {card['device']}; {_versions([card])};"
+        f" {card['seconds']['total']:.0f} seconds.",
+        markdown_table(card["rows"]), "### Claims", markdown_table(card["claims"]),
+    ]  # fmt: skip
+    for name, said in _CASE_STUDY.items():
+        parts += [said, _image(folder, folder / f"{name}.png", name)]
+    return parts
+
+
+def _question(folder: Path) -> list[str]:
+    cards = {path.parent.parent.name: tracking.read_json(path) for path in sorted(folder.glob("*/cards/*.json"))}
+    costs = tables.costs(list(cards.values()))
+    rows = [{"variant": name} | row for name, row in zip(cards, costs, strict=True)]
+    return [_conditions(list(cards.values())), (folder / "ranking.md").read_text(), markdown_table(rows)]
+
+
+def _cells(folder: Path) -> tuple[list[Card], list[list[dict[str, Any]]]]:
+    """The cards in the table's order, and the records of each."""
+    cells = [
+        (tracking.read_json(path), tracking.read_records(folder / "cells" / path.stem / "metrics.jsonl"))
+        for path in folder.glob("cards/*.json")
+    ]
+    cells.sort(key=lambda cell: (MODELS.index(cell[0]["model"]), METHODS.index(cell[0]["method"]), cell[0]["seed"]))
+    return [card for card, _ in cells], [records for _, records in cells]
+
+
+def _image(folder: Path, path: Path, caption: str) -> str:
+    return f"![{caption}]({urllib.parse.quote(path.relative_to(folder.parent).as_posix())})"
+
+
+def _conditions(cards: list[Card]) -> str:
+    """Where the cards were measured and on how much data."""
+    first = cards[0]
+    devices = ", ".join(sorted({card["device"] for card in cards}))
+    hours = sum(sum(card["seconds"].values()) for card in cards) / 3600
+    return (
+        f"{first['dataset']}, preset {first['preset']}, {first['n_train']:,} training and {first['n_test']:,} test"
+        f" images. {devices}; {_versions(cards)}; {hours:.1f} hours in all."
+    )
+
+
+def _versions(cards: list[dict[str, Any]]) -> str:
+    names = dict.fromkeys(name for card in cards for name in card["versions"])
+    seen = {name: sorted({card["versions"][name] for card in cards if name in card["versions"]}) for name in names}
+    return ", ".join(f"{name} {' and '.join(versions)}" for name, versions in seen.items())
+
+
+def deviations(cards: list[Card]) -> list[dict[str, str]]:
+    """One row for each number that the paper has too.
+
+    Args:
+      cards: result cards.
+
+    Returns:
+      Rows of formatted cells: the number here and there, whether it is within what is allowed, and if not, in what the
+      run was smaller than the paper's, or "open".
+    """
+    rows = []
+    for card in cards:
+        if not (paper := card["paper"]):
+            continue
+        compared = [("clean %", 100 * card["clean_accuracy"], 100 * paper["clean_accuracy"], _CLEAN[card["dataset"]])]
+        if paper["epsilons"] == card["epsilons"]:
+            pairs = zip(card["epsilons"], card["robust_accuracy"], paper["robust_accuracy"], strict=True)
+            compared += [(f"published {epsilon:g} %", 100 * a, 100 * b, _ROBUST) for epsilon, a, b in pairs]
+        published_margin = paper["average_margin"]
+        compared.append(("average margin", card["average_margin"], published_margin, _MARGIN * published_margin))
+        for name, here, there, allowed in compared:
+            near = abs(here - there) <= allowed
+            rows.append({
+                "model": card["model"], "method": card["method"], "seed": str(card["seed"]), "number": name,
+                "here": f"{here:.2f}", "paper": f"{there:.2f}", "difference": f"{here - there:+.2f}",
+                "within": f"{allowed:.2g}: {'yes' if near else 'NO'}",
+                "why": "" if near else _cut(card, name.split()[0], there, abs(here - there) - allowed) or "open",
+            })  # fmt: skip
+    return rows
+
+
+def _cut(card: Card, number: str, there: float, excess: float) -> str:
+    """In what a card is smaller than the preset that may explain the excess; empty where there is nothing."""
+    whole: Any = presets.cell(card["dataset"], card["model"], card["method"], preset=card["preset"])
+    smaller = [
+        f"{card[name]:,} of {getattr(whole, name):,} {_SIZES[name]}"
+        for name in _WHY[number]
+        if card[name] < getattr(whole, name)
+    ]
+    images = {"published": card["n_attack"], "clean": card["n_test"]}.get(number, 10_000)
+    error = math.sqrt(there * (100 - there) / images * (1 - images / 10_000))
+    if excess <= 2 * error:
+        smaller.append(f"{images:,} of 10,000 images (standard error {error:.1f})")
+    return f"cut to {', '.join(smaller)}" if smaller else ""

@@ -1,0 +1,111 @@
+"""What was really measured, beside the papers: ``python -m runs.results out/paper-mnist out/case-study-mnist``.
+
+The results of the workdirs given are taken over into the results folder, one folder a workdir; then its figures and its
+README.md are made anew from everything that lies there. Nothing in it is typed by hand.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from jaxmargin.lab import tracking
+from jaxmargin.lab.experiments import Cell
+from runs import command_line, comparison
+
+__all__ = ["Options", "main"]
+
+# What is kept of a workdir, cards last: points and metrics of cells, a case study's figures and result, a question's
+# ranking.
+KEPT = (
+    "cards/*.npz", "cells/*/metrics.jsonl", "*.png", "result.json", "*/cards/*.json", "ranking.md", "cards/*.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options:
+    """Takes over what is finished in workdirs of runs.paper, runs.case_study and runs.questions, beside the paper."""
+
+    workdirs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Workdirs; none writes the README anew from what is there."""
+    results: str = str(Path(__file__).with_name("results"))
+    """The results folder."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Collects, compares, and returns the exit code."""
+    options = command_line.parse(Options, arguments, prog="python -m runs.results")
+    return command_line.exit_code(lambda: run(options))
+
+
+def run(options: Options) -> None:
+    """Takes over every workdir, writes README.md, and prints its path."""
+    results = Path(options.results)
+    workdirs = {results / Path(name).absolute().name: Path(name) for name in options.workdirs}
+    if len(workdirs) < len(options.workdirs):
+        raise ValueError("workdirs: two have the same name, which names their results: rename one")
+    for folder, workdir in workdirs.items():
+        check(workdir, folder)
+    for folder, workdir in workdirs.items():
+        take_over(workdir, folder)
+    folders = sorted(path for path in results.glob("*") if comparison.kind(path))
+    if not folders:
+        raise ValueError(f"results={str(results)!r} holds no results: pass a finished workdir")
+    sections = [comparison.section(folder) for folder in folders]
+    print(tracking.write_bytes(results / "README.md", "\n".join([INTRODUCTION, *sections]).encode()))
+
+
+def check(workdir: Path, folder: Path) -> None:
+    """Refuses a workdir without results, the results folder itself, and other settings than those in the folder."""
+    if comparison.kind(workdir) is None:
+        raise ValueError(
+            f"workdirs={str(workdir)!r} holds no finished result: pass a workdir of runs.paper, runs.case_study or"
+            " runs.questions"
+        )
+    if folder.exists() and folder.samefile(workdir):
+        raise ValueError(f"workdirs={str(workdir)!r} is in the results already: pass none to write their README anew")
+    there = settings(folder)
+    for name, here in settings(workdir).items():
+        if changed := sorted(key for key, value in here.items() if there.get(name, here).get(key) != value):
+            raise ValueError(
+                f"workdirs={str(workdir)!r}: {name} has another {changed[0]} than in {folder}: rename the workdir, or"
+                " remove that folder"
+            )
+
+
+def settings(folder: Path) -> dict[str, dict[str, Any]]:
+    """What must agree for results to lie in one folder: of each cell but for the table's seeds, and of a case study."""
+    found = {}
+    for path in folder.glob("**/cards/*.json"):
+        card, place = tracking.read_json(path), path.parent.parent.relative_to(folder).as_posix()
+        fields = {field.name for field in dataclasses.fields(Cell)} - ({"seed"} if place == "." else set())
+        found[f"{place}: {card['model']}-{card['method']}"] = {name: card.get(name) for name in fields}
+    if (folder / "result.json").exists():
+        card = tracking.read_json(folder / "result.json")
+        found["the case study"] = {name: card.get(name) for name in ("dataset", "classes", "methods")}
+    return found
+
+
+def take_over(workdir: Path, folder: Path) -> None:
+    """Copies what is kept of a workdir, each file whole or not at all; cells that have no card yet stay behind."""
+    finished = {path.stem for path in workdir.glob("cards/*.json")}
+    for pattern in KEPT:
+        for path in workdir.glob(pattern):
+            if pattern != "cells/*/metrics.jsonl" or path.parent.name in finished:
+                tracking.write_bytes(folder / path.relative_to(workdir), path.read_bytes())
+
+
+INTRODUCTION = """# Measured
+
+Written by `python -m runs.results` from the files in this folder. Numbers in brackets are those of Wu and Yu (2019),
+Table 1, and what "the paper" is said to show are its claims, to be compared with the figure below. Every card
+(`*/cards/*.json`) says its versions, seconds, preset, seed and sizes, and the device that finished it; the `.npz`
+beside it holds the points.
+"""
+
+if __name__ == "__main__":
+    sys.exit(main())
