@@ -68,7 +68,7 @@ class Options:
     seed: int = 0
     """Of initialisation, shuffling and sampling."""
     minutes: float | None = None
-    """Stop after so many minutes, to be continued by the same command."""
+    """Stop after so many minutes, to be continued by the same command; longer than an epoch."""
     workdir: str | None = None
     """Folder for everything written; by default out/question-<question>."""
     data_dir: str | None = None
