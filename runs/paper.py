@@ -54,8 +54,8 @@ class Options:
     seeds: tuple[int, ...] = (0,)
     """Of initialisation, shuffling and sampling; every cell runs with each, and the table gives mean and deviation."""
     minutes: float | None = None
-    """Stop after so many minutes, to be continued by the same command, here or where the workdir is copied to. The epoch
-    or batch that was under way is done again, so a slice must be longer than that."""
+    """Stop after so many minutes, to be continued by the same command, here or where the workdir is copied to; longer
+    than an epoch, since what was under way is done again."""
     preset: str = "released"
     """text (the words of the paper) or released (the configuration behind its numbers)."""
     workdir: str | None = None
