@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from jaxmargin.lab import publishing, tables, tracking
-from jaxmargin.lab.experiments import METHODS, MODELS
 from jaxmargin.lab.reports import markdown_table
 from jaxmargin.lab.tables import Card
 from runs import presets
@@ -64,11 +63,12 @@ def section(folder: Path) -> str:
 
 def _paper(folder: Path) -> list[str]:
     published = publishing.publish(folder)
-    cards, records = _cells(folder)
+    cards = published.cards
     parts = [_conditions(cards), published.table]
     if found := deviations(cards):
         parts += ["### Beside the paper, with what may explain a difference", markdown_table(found)]
-    parts += ["### Trade-off, from the epoch of the largest average", markdown_table(tables.trade_off(cards, records))]
+    moved = tables.trade_off(cards, published.records)
+    parts += ["### Trade-off, from the epoch of the largest average", markdown_table(moved)]
     parts += ["### Certified, estimated, attacked", markdown_table(tables.brackets(cards))]
     for name, figures in published.figures.items():
         parts += [f"### {name.capitalize()}", "" if cards[0]["dataset"] == "digits" else _CLAIMS[name]]
@@ -94,16 +94,6 @@ def _question(folder: Path) -> list[str]:
     costs = tables.costs(list(cards.values()))
     rows = [{"variant": name} | row for name, row in zip(cards, costs, strict=True)]
     return [_conditions(list(cards.values())), (folder / "ranking.md").read_text(), markdown_table(rows)]
-
-
-def _cells(folder: Path) -> tuple[list[Card], list[list[dict[str, Any]]]]:
-    """The cards in the table's order, and the records of each."""
-    cells = [
-        (tracking.read_json(path), tracking.read_records(folder / "cells" / path.stem / "metrics.jsonl"))
-        for path in folder.glob("cards/*.json")
-    ]
-    cells.sort(key=lambda cell: (MODELS.index(cell[0]["model"]), METHODS.index(cell[0]["method"]), cell[0]["seed"]))
-    return [card for card, _ in cells], [records for _, records in cells]
 
 
 def _image(folder: Path, path: Path, caption: str) -> str:

@@ -44,6 +44,9 @@ QUESTIONS = {
     }),
 }  # fmt: skip
 
+# Options that are sizes of a cell.
+_SIZES = ("epochs", "points", "num_samples", "attack_points", "attack_steps", "worst_case_steps", "nearest_steps")
+
 
 @dataclass(frozen=True)
 class Options:
@@ -118,9 +121,6 @@ def run(options: Options) -> None:
 def folder_of(variant: str) -> str:
     """The folder of a variant's run, below the workdir."""
     return variant.replace(", ", "-").replace(" ", "-")
-
-
-_SIZES = ("epochs", "points", "num_samples", "attack_points", "attack_steps", "worst_case_steps", "nearest_steps")
 
 
 def claim(folder: Path, settings: dict[str, Any]) -> None:

@@ -47,11 +47,15 @@ class Published(NamedTuple):
       table: the table as Markdown.
       report: the path of report.html.
       figures: by kind ("margins", "average", "robust", "brackets", "training", "points"), the path and caption of each.
+      cards: the result cards, in the table's order.
+      records: the metrics of each card's epochs.
     """
 
     table: str
     report: Path
     figures: dict[str, list[tuple[Path, str]]]
+    cards: list[Card]
+    records: list[list[dict[str, Any]]]
 
 
 class _Cell(NamedTuple):
@@ -83,7 +87,7 @@ def publish(workdir: Path) -> Published:
     report = write_report(
         workdir / "report.html", title=title, introduction=_INTRODUCTION, sections=_sections(cells, figures)
     )
-    return Published(shown, report, figures)
+    return Published(shown, report, figures, [cell.card for cell in cells], [cell.records for cell in cells])
 
 
 def _read(workdir: Path) -> list[_Cell]:
@@ -93,12 +97,12 @@ def _read(workdir: Path) -> list[_Cell]:
         cells.append(_Cell(tracking.read_json(path), records, read_arrays(path.with_suffix(".npz"))))
     if not cells:
         raise FileNotFoundError(f"{workdir}/cards holds no finished cell: run one first")
-    cells.sort(key=lambda cell: (*_place(cell.card), cell.card["seed"]))
+    cells.sort(key=lambda cell: _place(cell.card))
     return cells
 
 
-def _place(card: Card) -> tuple[int, int]:
-    return MODELS.index(card["model"]), METHODS.index(card["method"])
+def _place(card: Card) -> tuple[int, int, int]:
+    return MODELS.index(card["model"]), METHODS.index(card["method"]), card["seed"]
 
 
 def _figures(cells: list[_Cell], folder: Path) -> dict[str, list[tuple[Path, str]]]:

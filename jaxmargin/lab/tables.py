@@ -23,11 +23,8 @@ def table(cards: list[Card]) -> list[dict[str, str]]:
     groups: dict[tuple[str, str], list[Card]] = {}
     for card in cards:
         groups.setdefault((card["model"], card["method"]), []).append(card)
-    rows = [_row(group) for group in groups.values()]
     several = any(len(group) > 1 for group in groups.values())
-    return [
-        row | {"seeds": str(len(group))} if several else row for row, group in zip(rows, groups.values(), strict=True)
-    ]
+    return [_row(group) | ({"seeds": str(len(group))} if several else {}) for group in groups.values()]
 
 
 def trade_off(cards: list[Card], records: list[list[dict[str, Any]]]) -> list[dict[str, str]]:
