@@ -4,10 +4,10 @@
 foolbox's, and robust accuracy at several epsilons. Foolbox comes with ``pip install -e ".[lab,peers]"``.
 """
 
-import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -77,11 +77,8 @@ def pgd_row(network: networks.Trained, options: Options) -> dict[str, str]:
     xs, ys = network.images[: options.points], network.labels[: options.points]
     attacks = {"jaxmargin": our_pgd(network, options), "foolbox": foolbox_pgd(network, options)}
     robust = {who: 1 - float(np.mean(attack(xs, ys))) for who, attack in attacks.items()}  # compiles
-    seconds: dict[str, list[float]] = {who: [] for who in attacks}
-    for _ in range(options.repetitions):
-        for who, attack in attacks.items():
-            seconds[who].append(peers.timed(attack, xs, ys))
-    rate = {who: len(xs) * options.num_steps / statistics.median(times) for who, times in seconds.items()}
+    seconds = peers.side_by_side({who: partial(attack, xs, ys) for who, attack in attacks.items()}, options.repetitions)
+    rate = {who: len(xs) * options.num_steps / median for who, median in seconds.items()}
     row = {"network": network.name} | {f"{who}, steps/s": f"{value:,.0f}" for who, value in rate.items()}
     row |= {"ratio": f"{rate['jaxmargin'] / rate['foolbox']:.1f}"}
     return row | {f"robust, {who}": f"{100 * value:.1f} %" for who, value in robust.items()}

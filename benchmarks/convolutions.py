@@ -5,9 +5,7 @@ steps of 128 images) and the Lipschitz estimator (all 9 rival classes), with jax
 ``train_epoch`` rewrites those of any network, so flax's column trains in a scan written here.
 """
 
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 import jaxmargin as jm
+from benchmarks.peers import side_by_side
 from jaxmargin import models, objectives
 from jaxmargin.lab.reports import markdown_table
 from jaxmargin.lab.tracking import device_name
@@ -29,17 +28,12 @@ SHAPE, IMAGES, BATCH, SAMPLES, REPETITIONS = (28, 28, 1), 256, 128, 128, 3
 def main() -> int:
     """Times both forms and prints the table."""
     tasks = {(task, form): build(task, form) for task in ("training", "estimator") for form in ("jaxmargin", "flax")}
-    seconds: dict[tuple[str, str], list[float]] = {name: [] for name in tasks}
     for run in tasks.values():
         run()  # compiles
-    for _ in range(REPETITIONS):
-        for name, run in tasks.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
+    seconds = side_by_side(tasks, REPETITIONS)
     rows = []
     for task, count, unit in (("training", IMAGES, "images/s"), ("estimator", SAMPLES, "samples/s")):
-        rate = {form: count / statistics.median(seconds[task, form]) for form in ("jaxmargin", "flax")}
+        rate = {form: count / seconds[task, form] for form in ("jaxmargin", "flax")}
         ratio = f"{rate['jaxmargin'] / rate['flax']:.1f}"
         rows.append({"inside a loop": f"{task}, {unit}", **{f: f"{r:,.0f}" for f, r in rate.items()}, "ratio": ratio})
     print(f"MNIST cnn on {device_name()}, jax {jax.__version__}, median of {REPETITIONS}\n\n{markdown_table(rows)}")

@@ -6,10 +6,10 @@ of all rival classes. Writes ``estimator.csv`` and ``estimator.png`` and prints 
 ``pip install -e ".[lab,peers]"``; one that is not installed is left out.
 """
 
-import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import networks, peers
 from benchmarks.networks import Trained
-from benchmarks.peers import timed
+from benchmarks.peers import side_by_side, timed
 from jaxmargin import checks
 from jaxmargin.lab import drawing, plots
 from jaxmargin.lab.data import margin_points
@@ -111,11 +111,8 @@ def measure(network: Trained, options: Options) -> list[dict[str, Any]]:
     chosen = margin_points(len(network.labels), options.points)
     xs, ys = network.images[chosen], network.labels[chosen]
     field = entrants(network, xs, ys, options)
-    seconds: dict[str, list[float]] = {who: [] for who in field}
-    for _ in range(options.repetitions):
-        for who, one in field.items():
-            seconds[who].append(timed(one.run, xs[: one.points], ys[: one.points]))
-    median = {who: statistics.median(times) for who, times in seconds.items()}
+    runs = {who: partial(one.run, xs[: one.points], ys[: one.points]) for who, one in field.items()}
+    median = side_by_side(runs, options.repetitions)
     rate = {who: one.points * options.num_samples / median[who] for who, one in field.items()}
     rows: list[dict[str, Any]] = []
     for who, one in field.items():

@@ -7,10 +7,11 @@ handed over: only jaxmargin and ART pay for drawing theirs.
 
 import functools
 import os
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 import flax.linen as nn
@@ -26,6 +27,7 @@ __all__ = [
     "ours", "plain_jax", "timed", "torch_device", "torch_loop", "torch_network",
 ]  # fmt: skip
 
+Name = TypeVar("Name")
 Peer = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 # Samples that the peers take together: on a CPU 32, 128 and 256 were not faster for them, a GPU wants more.
@@ -46,6 +48,17 @@ def timed(peer: Callable, xs: np.ndarray, ys: np.ndarray) -> float:
     start = time.perf_counter()
     peer(xs, ys)
     return time.perf_counter() - start
+
+
+def side_by_side(contenders: Mapping[Name, Callable[[], object]], repetitions: int) -> dict[Name, float]:
+    """Median seconds of each contender, their repetitions taken in turns."""
+    seconds: dict[Name, list[float]] = {name: [] for name in contenders}
+    for _ in range(repetitions):
+        for name, contender in contenders.items():
+            start = time.perf_counter()
+            contender()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 def missing(package: str) -> bool:

@@ -5,7 +5,6 @@
 ``--together 4`` also trains that many seeds in one vmapped epoch. PyTorch comes with ``pip install -e ".[lab,peers]"``.
 """
 
-import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -77,11 +76,8 @@ def row(name: str, options: Options) -> dict[str, str]:
         contenders["vmapped"] = ours(model, params, images, labels, options.together), count * options.together
     for epoch, _ in contenders.values():
         epoch()  # compiles
-    seconds: dict[str, list[float]] = {who: [] for who in contenders}
-    for _ in range(options.repetitions):
-        for who, (epoch, _) in contenders.items():
-            seconds[who].append(peers.timed(lambda *_: epoch(), images, labels))  # noqa: B023
-    rate = {who: contenders[who][1] / statistics.median(times) for who, times in seconds.items()}
+    seconds = peers.side_by_side({who: epoch for who, (epoch, _) in contenders.items()}, options.repetitions)
+    rate = {who: contenders[who][1] / median for who, median in seconds.items()}
     found = {"network": name} | {f"{who}, images/s": f"{value:,.0f}" for who, value in rate.items()}
     found["x PyTorch"] = f"{rate['jaxmargin'] / rate['PyTorch']:.2f}"
     if options.together:
