@@ -43,7 +43,7 @@ def loopable(apply_fn: Callable[..., Any]) -> Callable[..., Any]:
     >>> bool(jnp.allclose(loopable(layer.apply)(params, x), layer.apply(params, x), atol=1e-6))
     True
     """
-    if hasattr(apply_fn, "layers") or jax.default_backend() != "cpu":
+    if getattr(apply_fn, "layers", None) or jax.default_backend() != "cpu":
         return apply_fn
 
     @functools.wraps(apply_fn)

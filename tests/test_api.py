@@ -26,7 +26,7 @@ CONTRACT = [
     *("l2", "linf", "l1", "Norm", "Margins", "Summary", "Attack"),
     *("minimum_norm", "worst_case", "bracket", "health_check", "certified_margin", "square", "ddn", "fmn", "deepfool"),
     *("objectives.standard", "objectives.lcr", "objectives.amr", "objectives.margin_term"),
-    *("models.linear", "models.mlp", "models.cnn"),
+    *("models.linear", "models.mlp", "models.cnn", "models.lenet"),
     *("losses.logit_margin", "losses.soft_logit_margin", "losses.cross_entropy", "losses.dlr"),
     *("regularizers.orthogonality", "regularizers.parseval_retraction", "regularizers.ramp"),
 ]
@@ -41,9 +41,11 @@ MEASURES = [
 POSITIONAL_DEFAULTS = {
     "checks.whole": {"least"},
     "margins.histogram": {"bins", "bounds"},
-    "models.cnn": {"num_classes"},
-    "models.linear": {"num_classes"},
-    "models.mlp": {"num_classes"},
+    **{
+        f"{module}.{name}": {"num_classes"}
+        for module in ("models", "models.sequential")
+        for name in ("cnn", "lenet", "linear", "mlp")
+    },
     "objectives.amr": {"lam", "beta", "tau"},
     "objectives.lcr": {"beta"},
     "relaxation.intervals": {"reaches", "at_x"},

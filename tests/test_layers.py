@@ -64,7 +64,7 @@ LAB = {
 # Who may know a heavy library, as paths below the package.
 OWNERS = {
     "array_record": {"lab/data", "lab/builders"},
-    "flax": {"models", "adapters"},
+    "flax": {"models/residual", "models/sequential", "adapters"},
     "matplotlib": {"lab/drawing", "lab/plots"},
     "orbax": {"lab/checkpoints"},
     "pickle": set(),
@@ -113,7 +113,7 @@ lab_file = pytest.mark.parametrize("path", LAB_FILES, ids=name_of)
 
 
 def test_the_walk_finds_core_and_lab():
-    assert {"checks", "batching", "models", "attacks/nearest"} <= {name_of(path) for path in CORE_FILES}
+    assert {"checks", "batching", "models/sequential", "attacks/nearest"} <= {name_of(path) for path in CORE_FILES}
     assert {"data", "plots"} <= {path.stem for path in LAB_FILES}
     assert "checks" in own(PACKAGE / "batching.py", "jaxmargin.")
 

@@ -13,11 +13,13 @@ SMALL = {
     "mlp": models.mlp((5, 4, 1), 3, hidden=7),
     "cnn SAME": models.cnn((9, 8, 2), 3, widths=(3, 4), hidden=6),
     "cnn VALID": models.cnn((16, 17, 1), 3, widths=(2, 3), hidden=5, padding="VALID"),
+    "lenet": models.lenet((9, 8, 2), 3, widths=(3, 4), hidden=6),
 }
 PAPER = {
     "linear": (models.linear((28, 28, 1)), 7_850),
     "mlp": (models.mlp((28, 28, 1)), 814_090),
     "cnn": (models.cnn((28, 28, 1)), 312_202),
+    "lenet": (models.lenet((28, 28, 1)), 3_274_634),
     "linear CIFAR": (models.linear((32, 32, 3)), 30_730),
     "mlp CIFAR": (models.mlp((32, 32, 3)), 3_157_002),
     "cnn CIFAR": (models.cnn((32, 32, 3)), 1_147_978),
@@ -44,9 +46,10 @@ def walk(layers, x):
                 h, w, c = x.shape
                 x = x[: h // 2 * 2, : w // 2 * 2].reshape(h // 2, 2, w // 2, 2, c).max((1, 3))
             case "conv":
+                window = layer.kernel.shape[:2]
                 if layer.padding == "SAME":
-                    x = np.pad(x, ((1, 1), (1, 1), (0, 0)))
-                windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), (0, 1))  # [h, w, i, kh, kw]
+                    x = np.pad(x, (*((size // 2, size // 2) for size in window), (0, 0)))
+                windows = np.lib.stride_tricks.sliding_window_view(x, window, (0, 1))  # [h, w, i, kh, kw]
                 x = np.einsum("hwikl,klio->hwo", windows, np.float64(layer.kernel)) + np.float64(layer.bias)
             case "dropout":
                 pass
@@ -221,3 +224,17 @@ def test_the_smallest_images_still_work(size):
 def test_sizes_of_nothing_are_refused_and_do_not_mean_the_default(options, message):
     with pytest.raises(ValueError, match=message):
         models.cnn((8, 8, 1), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(input_shape=(784,)), r"input_shape=\(784,\) is not \(height, width, channels\) of at least 4 x 4"),
+        (dict(input_shape=(3, 8, 1)), r"input_shape=\(3, 8, 1\) is not .*4 x 4"),
+        (dict(input_shape=(8, 8, 1), widths=(4,)), r"widths=\(4,\) is not a pair"),
+        (dict(input_shape=(8, 8, 1), hidden=0), "hidden=0"),
+    ],
+)
+def test_a_lenet_that_cannot_be_built_says_why(options, message):
+    with pytest.raises(ValueError, match=message):
+        models.lenet(**options)

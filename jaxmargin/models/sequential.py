@@ -1,13 +1,5 @@
-"""The papers' networks as pure functions: ``linear``, ``mlp`` and ``cnn``, built from one list of layers.
+"""Networks that are a chain of layers: ``linear``, ``mlp``, ``cnn`` and ``lenet``, built from one list of them."""
 
->>> import jax, jax.numpy as jnp
->>> model = mlp((28, 28, 1))
->>> params = model.init(jax.random.key(0))
->>> model.apply(params, jnp.zeros((28, 28, 1))).shape
-(10,)
-"""
-
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,48 +11,17 @@ import jax.numpy as jnp
 from jaxmargin import checks
 from jaxmargin.convolution import conv_general_dilated, max_pool
 from jaxmargin.layers import Layer
+from jaxmargin.models.model import Apply, Model, Shape
 
-__all__ = ["Model", "cnn", "linear", "mlp"]
-
-Shape = tuple[int, ...]
-
-
-class Model(NamedTuple):
-    """A classifier as four pure functions of its parameters.
-
-    Attributes:
-      init: key -> params.
-      apply: (params, x [*d], key=None) -> logits [c]; a key switches dropout on (training), none means measuring.
-      features: (params, x [*d]) -> [p], the input of the last dense layer, Phi of eq. (4) of Wu and Yu.
-      layers: params -> tuple of Layer, first to last.
-      input_shape: *d.
-      num_classes: c.
-    """
-
-    init: Callable[[jax.Array], Any]
-    apply: Callable[..., jax.Array]
-    features: Callable[[Any, jax.Array], jax.Array]
-    layers: Callable[[Any], tuple[Layer, ...]]
-    input_shape: Shape
-    num_classes: int
-
-
-@dataclasses.dataclass(frozen=True)
-class _Apply:
-    """``Model.apply``: a function that shows its layers."""
-
-    run: Callable[..., jax.Array]
-    layers: Callable[[Any], tuple[Layer, ...]]
-
-    def __call__(self, params: Any, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        return self.run(params, x, key)
+__all__ = ["cnn", "lenet", "linear", "mlp"]
 
 
 class _Step(NamedTuple):
-    """One entry of a network's plan: what the layer is, and its width or rate."""
+    """One entry of a network's plan: what the layer is, its width or rate, and the window of a convolution."""
 
     kind: str
     size: float = 0
+    window: int = 3
 
 
 class _Network(nn.Module):
@@ -77,10 +38,10 @@ class _Network(nn.Module):
 
     def _run(self, step: _Step, x: jax.Array, train: bool) -> jax.Array:
         if step.kind == "conv":
-            init = _uniform(9 * x.shape[-1])
+            init = _uniform(step.window**2 * x.shape[-1])
             return nn.Conv(
                 int(step.size),
-                (3, 3),
+                (step.window, step.window),
                 padding=self.padding,
                 kernel_init=init,
                 bias_init=init,
@@ -135,7 +96,7 @@ def _model(input_shape: Shape, num_classes: int, plan: list[_Step], padding: str
                 found.append(Layer(step.kind))
         return tuple(found)
 
-    return Model(init, _Apply(apply, layers), features, layers, tuple(input_shape), num_classes)
+    return Model(init, Apply(apply, layers), features, layers, tuple(input_shape), num_classes)
 
 
 def linear(input_shape: Shape, num_classes: int = 10) -> Model:
@@ -225,3 +186,34 @@ def cnn(
         for step in [_Step("dense", hidden), _Step("relu")] + ([_Step("dropout", rate)] if rate else [])
     ]
     return _model(input_shape, num_classes, [*block[0], *block[1], _Step("flatten"), *dense], padding)
+
+
+def lenet(
+    input_shape: Shape, num_classes: int = 10, *, widths: tuple[int, int] = (32, 64), hidden: int = 1024
+) -> Model:
+    """conv 5x5, max-pool, conv 5x5, max-pool, dense(hidden), dense(c), a ReLU after each but the last, SAME padding.
+
+    Args:
+      input_shape: (height, width, channels), at least 4 x 4.
+      num_classes: c >= 2.
+      widths: channels of the two convolutions.
+      hidden: width of the dense layer.
+
+    Returns:
+      A Model.
+
+    Raises:
+      ValueError: an input that is not an image or too small, widths or hidden that are no sizes.
+
+    Reference:
+      Madry et al. 2018, the MNIST network; Ding et al. 2020, MMA Training, appendix.
+    """
+    if len(input_shape) != 3 or min(input_shape[:2]) < 4:
+        raise ValueError(f"input_shape={input_shape} is not (height, width, channels) of at least 4 x 4: pass images")
+    if len(widths) != 2:
+        raise ValueError(f"widths={widths} is not a pair: pass the channels of both convolutions")
+    for name, width in (("widths", widths[0]), ("widths", widths[1]), ("hidden", hidden)):
+        checks.whole(name, width)
+    block = [[_Step("conv", width, 5), _Step("relu"), _Step("max_pool")] for width in widths]
+    dense = [_Step("flatten"), _Step("dense", hidden), _Step("relu")]
+    return _model(input_shape, num_classes, [*block[0], *block[1], *dense], "SAME")
