@@ -8,6 +8,7 @@
 """
 
 from jaxmargin.models.model import BATCH, Apply, Model
+from jaxmargin.models.residual import wide_resnet
 from jaxmargin.models.sequential import cnn, lenet, linear, mlp
 
-__all__ = ["BATCH", "Apply", "Model", "cnn", "lenet", "linear", "mlp"]
+__all__ = ["BATCH", "Apply", "Model", "cnn", "lenet", "linear", "mlp", "wide_resnet"]
