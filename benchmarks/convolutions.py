@@ -69,7 +69,8 @@ def build(task: str, form: str) -> Callable[[], object]:
     epoch = train_epoch(model.apply, objectives.standard(), optimizer, batch_size=BATCH, scale=255.0)
 
     def train() -> object:
-        state = init_state(jax.tree.map(jnp.copy, params), optimizer, jax.random.key(3))  # a copy: the epoch donates it
+        copy = jax.tree.map(jnp.copy, params)  # the epoch donates it
+        state = init_state(copy, optimizer, jax.random.key(3), len(labels))
         return epoch(state, images, labels)
 
     return traced(train)

@@ -83,7 +83,7 @@ def fitted(
     """Trains any network on (images [n, *d] in [0, 1], labels [n]) by Adam on the cross-entropy."""
     optimizer = optax.adam(1e-3)
     epoch = train_epoch(model.apply, objectives.standard(), optimizer, batch_size=32, scale=1.0)
-    state = init_state(model.init(jax.random.key(0)), optimizer, jax.random.key(1))
+    state = init_state(model.init(jax.random.key(0)), optimizer, jax.random.key(1), len(train[1]))
     *_, (_, state, _) = fit(epoch, state, *map(jnp.asarray, train), epochs=epochs)
     _, error = evaluator(model.apply, scale=1.0)(state.params, *map(jnp.asarray, test))
     return Trained(name, model, state.params, *test, 1.0 - float(error))

@@ -5,6 +5,7 @@
 ``--together 4`` also trains that many seeds in one vmapped epoch. PyTorch comes with ``pip install -e ".[lab,peers]"``.
 """
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -92,11 +93,12 @@ def ours(
     optimizer = optax.sgd(RATE, momentum=MOMENTUM, nesterov=True)
     epoch = train_epoch(model.apply, objectives.standard(), optimizer, batch_size=BATCH, scale=255.0)
     data = jnp.asarray(images), jnp.asarray(labels)
+    start = functools.partial(init_state, params, optimizer, n=len(labels))
     if not seeds:
-        states = [init_state(params, optimizer, jax.random.key(1))]
+        states = [start(jax.random.key(1))]
         run = epoch
     else:
-        states = [jax.vmap(lambda key: init_state(params, optimizer, key))(jax.random.split(jax.random.key(1), seeds))]
+        states = [jax.vmap(start)(jax.random.split(jax.random.key(1), seeds))]
         run = jax.jit(jax.vmap(epoch, in_axes=(0, None, None)))
 
     def once() -> object:

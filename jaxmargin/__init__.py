@@ -1,7 +1,7 @@
 """How far is each point from a classifier's decision boundary, and how does training move that distance?"""
 
-from jaxmargin import attacks, losses, models, norms, objectives, regularizers
-from jaxmargin.adapters import from_batched, from_linen, from_nnx
+from jaxmargin import attacks, augmentation, losses, models, norms, objectives, regularizers
+from jaxmargin.adapters import ensemble, from_batched, from_linen, from_nnx
 from jaxmargin.attacks import Attack, apgd, ddn, deepfool, fmn, minimum_norm, pgd, square, worst_case
 from jaxmargin.audit import Bracket, bracket
 from jaxmargin.batching import over_batch
@@ -18,8 +18,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Attack", "BlockMaxima", "Bracket", "Certificate", "Clever", "Flag", "Margins", "Norm", "Summary", "apgd",
-    "attacks", "block_maxima", "bracket", "certified_margin", "clever", "ddn", "deepfool", "fmn", "from_batched",
-    "from_linen", "from_nnx", "health_check", "histogram", "l1", "l2", "linear_margin", "linf", "lipschitz_bound",
-    "lipschitz_margin", "local_lipschitz", "losses", "minimum_norm", "models", "norms", "objectives", "over_batch",
-    "pgd", "radial_margin", "regularizers", "square", "summarize", "worst_case",
+    "attacks", "augmentation", "block_maxima", "bracket", "certified_margin", "clever", "ddn", "deepfool", "ensemble",
+    "fmn", "from_batched", "from_linen", "from_nnx", "health_check", "histogram", "l1", "l2", "linear_margin", "linf",
+    "lipschitz_bound", "lipschitz_margin", "local_lipschitz", "losses", "minimum_norm", "models", "norms",
+    "objectives", "over_batch", "pgd", "radial_margin", "regularizers", "square", "summarize", "worst_case",
 ]  # fmt: skip

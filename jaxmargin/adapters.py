@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-__all__ = ["from_batched", "from_linen", "from_nnx"]
+__all__ = ["ensemble", "from_batched", "from_linen", "from_nnx"]
 
 ApplyFn = Callable[[Any, jax.Array], jax.Array]
 
@@ -69,3 +70,33 @@ def from_nnx(net: Any) -> tuple[ApplyFn, Any]:
 
     graph, state = nnx.split(net)
     return from_batched(lambda params, xs: nnx.merge(graph, params)(xs)), state
+
+
+def ensemble(apply_fn: ApplyFn) -> ApplyFn:
+    """Several trained networks as one classifier that averages their probabilities (soft voting).
+
+    Args:
+      apply_fn: (params, x [*d]) -> logits [c], the network that all have in common.
+
+    Returns:
+      (params, x) -> logits [c], the logarithms of the mean probabilities; params are a list of the members' parameters.
+
+    Raises:
+      ValueError: when called with no members.
+
+    Reference:
+      Ding et al. 2020, MMA Training, section 4 (PGD-ens).
+
+    >>> import jax.numpy as jnp
+    >>> vote = ensemble(lambda w, x: w * x)
+    >>> jnp.exp(vote([1.0, -1.0], jnp.array([2.0, 0.0])))
+    Array([0.5, 0.5], dtype=float32)
+    """
+
+    def apply(params: Any, x: jax.Array) -> jax.Array:
+        if not params:
+            raise ValueError("params is empty: pass the parameters of at least one member")
+        members = [jax.nn.log_softmax(apply_fn(member, x)) for member in params]
+        return jax.nn.logsumexp(jnp.stack(members), axis=0) - jnp.log(float(len(members)))
+
+    return apply

@@ -82,3 +82,25 @@ def test_all_adapters_agree_on_one_dense_layer(xs, key):
     expected = jm.from_batched(layer.apply)(variables, xs[0])
     np.testing.assert_allclose(jm.from_linen(layer)(variables, xs[0]), expected, rtol=1e-6)
     np.testing.assert_allclose(apply_nnx(params, xs[0]), expected, rtol=1e-6)
+
+
+def test_an_ensemble_averages_probabilities(xs, key):
+    apply_fn = lambda w, x: w @ x  # noqa: E731
+    members = [jax.random.normal(one, (3, 4)) for one in jax.random.split(key, 4)]
+    vote = jm.ensemble(apply_fn)
+    probabilities = np.mean([jax.nn.softmax(xs @ w.T) for w in members], 0)
+    np.testing.assert_allclose(jax.vmap(lambda x: jax.nn.softmax(vote(members, x)))(xs), probabilities, rtol=1e-5)
+    np.testing.assert_allclose(vote(members[:1], xs[0]), jax.nn.log_softmax(members[0] @ xs[0]), rtol=1e-6)
+
+
+def test_an_ensemble_is_measured_like_any_network(xs, key):
+    members = [jax.random.normal(one, (3, 4)) for one in jax.random.split(key, 2)]
+    vote = jm.ensemble(lambda w, x: w @ x)
+    ys = jnp.argmax(jax.vmap(vote, (None, 0))(members, xs), 1)
+    found = jm.over_batch(jm.minimum_norm, vote, num_steps=50)(members, key, xs, ys)
+    assert found.found.all() and (found.distance > 0).all()
+
+
+def test_an_ensemble_of_nobody_is_refused():
+    with pytest.raises(ValueError, match="params is empty.*at least one member"):
+        jm.ensemble(lambda w, x: w @ x)([], jnp.ones(3))

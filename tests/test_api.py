@@ -19,14 +19,16 @@ MODULES = [
 ]
 
 CONTRACT = [
-    *("from_batched", "from_linen", "from_nnx", "over_batch"),
+    *("from_batched", "from_linen", "from_nnx", "ensemble", "over_batch"),
     *("lipschitz_margin", "linear_margin", "local_lipschitz", "pgd", "summarize", "histogram"),
     *("certified_margin", "lipschitz_bound", "Certificate"),
     *("block_maxima", "clever", "radial_margin", "BlockMaxima", "Clever"),
     *("l2", "linf", "l1", "Norm", "Margins", "Summary", "Attack"),
     *("minimum_norm", "worst_case", "bracket", "health_check", "certified_margin", "square", "ddn", "fmn", "deepfool"),
     *("objectives.standard", "objectives.lcr", "objectives.amr", "objectives.margin_term"),
-    *("models.linear", "models.mlp", "models.cnn", "models.lenet"),
+    *("objectives.adversarial", "objectives.trades", "objectives.mma", "attacks.an_pgd"),
+    *("models.linear", "models.mlp", "models.cnn", "models.lenet", "models.wide_resnet"),
+    "augmentation.crop_and_flip",
     *("losses.logit_margin", "losses.soft_logit_margin", "losses.cross_entropy", "losses.dlr"),
     *("regularizers.orthogonality", "regularizers.parseval_retraction", "regularizers.ramp"),
 ]
@@ -46,8 +48,9 @@ POSITIONAL_DEFAULTS = {
         for module in ("models", "models.sequential")
         for name in ("cnn", "lenet", "linear", "mlp")
     },
-    "objectives.amr": {"lam", "beta", "tau"},
-    "objectives.lcr": {"beta"},
+    **{f"models{module}.wide_resnet": {"num_classes"} for module in ("", ".residual")},
+    **{f"objectives{module}.amr": {"lam", "beta", "tau"} for module in ("", ".regularised")},
+    **{f"objectives{module}.lcr": {"beta"} for module in ("", ".regularised")},
     "relaxation.intervals": {"reaches", "at_x"},
 }
 

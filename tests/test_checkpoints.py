@@ -13,7 +13,7 @@ from jaxmargin.lab.training import init_state
 def state(hidden=8, seed=0):
     model = models.mlp((4, 4, 1), hidden=hidden)
     optimizer = optax.sgd(0.1, momentum=0.9, nesterov=True)
-    return init_state(model.init(jax.random.key(seed)), optimizer, jax.random.key(seed + 1))
+    return init_state(model.init(jax.random.key(seed)), optimizer, jax.random.key(seed + 1), 7)
 
 
 def test_the_state_comes_back_bit_for_bit_with_its_types(tmp_path):

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from jaxmargin import models, objectives
+from jaxmargin.augmentation import crop_and_flip
 from jaxmargin.lab.training import DivergedError, TrainState, evaluator, fit, init_state, train_epoch
 from jaxmargin.losses import cross_entropy
 from jaxmargin.regularizers import orthogonality
@@ -24,7 +25,7 @@ def data():
 
 
 def start(model, optimizer):
-    return init_state(model.init(jax.random.key(0)), optimizer, jax.random.key(1))
+    return init_state(model.init(jax.random.key(0)), optimizer, jax.random.key(1), 70)
 
 
 def run(objective, data, *, batch_size, rate=0.1, model=None):
@@ -121,4 +122,54 @@ def test_a_diverging_loss_names_its_step(data):
 
 
 def test_the_state_is_data_only():
-    assert TrainState._fields == ("params", "opt_state", "key", "step")
+    assert TrainState._fields == ("params", "opt_state", "key", "step", "memory")
+
+
+def test_parts_of_epochs_add_up_to_epochs(data):
+    model, optimizer, objective = models.linear(SHAPE), optax.sgd(0.1, momentum=0.9), objectives.amr(form="dc")
+    options = dict(batch_size=16, scale=SCALE)  # five steps an epoch, the last of 6 images
+    whole = train_epoch(model.apply, objective, optimizer, **options)
+    part = train_epoch(model.apply, objective, optimizer, **options, num_steps=3)
+    state, values = start(model, optimizer), []
+    for _ in range(3):
+        state, found = whole(state, *data)
+        values.append(found)
+    other, others = start(model, optimizer), []
+    for _ in range(5):
+        other, found = part(other, *data)
+        others.append(found)
+    np.testing.assert_allclose(np.concatenate(others), np.concatenate(values), rtol=1e-5)
+    assert int(state.step) == int(other.step) == 15
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state.params, other.params)
+
+
+def test_images_are_augmented_anew_at_each_step(data):
+    model, optimizer = models.linear(SHAPE), optax.sgd(0.0)
+    seen = functools.partial(train_epoch, model.apply, objectives.standard(), optimizer, batch_size=70, scale=SCALE)
+    plain, shifted = seen(), seen(augment=crop_and_flip)
+    state, values = plain(start(model, optimizer), *data)
+    _, again = plain(state, *data)
+    np.testing.assert_allclose(values, again, rtol=1e-5)
+    state, values = shifted(start(model, optimizer), *data)
+    _, again = shifted(state, *data)
+    assert abs(float(values[0] - again[0])) > 1e-4
+    _, repeated = shifted(start(model, optimizer), *data)
+    np.testing.assert_array_equal(values, repeated)
+
+
+def test_batch_normalisation_averages_over_the_batch_and_weight_decay_leaves_its_statistics_alone(data):
+    images, labels = data[0][:8], data[1][:8]
+    model = models.wide_resnet(SHAPE, depth=10, width=1)
+    optimizer = optax.chain(optax.add_decayed_weights(0.5), optax.sgd(1.0))
+    epoch = train_epoch(model.apply, objectives.standard(), optimizer, batch_size=8, scale=SCALE)
+    before = model.init(jax.random.key(0))
+    state = init_state(jax.tree.map(jnp.copy, before), optimizer, jax.random.key(1), 8)
+    state, values = epoch(state, images, labels)
+    run = jax.vmap(model.apply.observe, (None, 0, None), (0, None), axis_name=models.BATCH)
+    logits, expected = run(before, images / SCALE, jax.random.key(2))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    close(values, [jnp.mean(jax.vmap(cross_entropy)(logits, labels))])
+    jax.tree.map(close, state.params["batch_stats"], expected["batch_stats"])
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params, before)
+    assert max(jax.tree.leaves(moved["batch_stats"])) > 0.01
+    assert max(jax.tree.leaves(moved["params"])) > 0.01

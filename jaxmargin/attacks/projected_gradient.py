@@ -11,7 +11,7 @@ from jaxmargin.attacks.attack import Attack, Box, ball, loss_named, misses, outc
 from jaxmargin.losses import logit_margin
 from jaxmargin.norms import Norm, l2
 
-__all__ = ["PUBLISHED", "pgd"]
+__all__ = ["PUBLISHED", "ascend", "pgd"]
 
 # The attack behind Table 1 of Wu and Yu 2019, epsilon apart: one start, the last of 1000 iterates.
 PUBLISHED: dict[str, Any] = dict(
@@ -112,6 +112,43 @@ def pgd(
         if restarts == 1:
             return first[1]
         return jax.lax.while_loop(lambda turn: (turn[0] < restarts) & ~turn[1].found, again, first)[1]
+
+
+def ascend(
+    loss: Callable[[jax.Array], jax.Array],
+    start: jax.Array,
+    x: jax.Array,
+    *,
+    norm: Norm = l2,
+    epsilon: float | jax.Array,
+    step_size: float | jax.Array,
+    num_steps: int,
+    box: Box | None = None,
+) -> jax.Array:
+    """The last iterate of plain projected gradient ascent, as it is run inside of training.
+
+    Args:
+      loss: z [*d] -> scalar to raise.
+      start: [*d], pulled into the box and the ball.
+      x: [*d] the centre of the ball.
+      norm: of the ball.
+      epsilon: its radius, in input units.
+      step_size: length of a step.
+      num_steps: number of steps.
+      box: (low, high) of valid inputs; None for none.
+
+    Returns:
+      [*d], in the box and the ball.
+
+    >>> ascend(lambda z: z[0], jnp.zeros(2), jnp.zeros(2), epsilon=1.0, step_size=0.5, num_steps=3)
+    Array([1., 0.], dtype=float32)
+    """
+    into_ball, slope = ball(x, norm, epsilon, box), jax.grad(loss)
+
+    def step(_: jax.Array, z: jax.Array) -> jax.Array:
+        return into_ball(z + step_size * norm.steepest(slope(z)))
+
+    return jax.lax.fori_loop(0, num_steps, step, into_ball(start))
 
 
 def _best(search: _Search, logits: jax.Array, y: jax.Array) -> _Search:

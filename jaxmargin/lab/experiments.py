@@ -175,7 +175,7 @@ class _Run:
         """Trains to the last epoch; returns the parameters."""
         cell, last = self.cell, self.cell.epochs
         optimizer = optax.sgd(cell.learning_rate, momentum=0.9, nesterov=True)
-        state = init_state(self.model.init(self.key_init), optimizer, self.key_train)
+        state = init_state(self.model.init(self.key_init), optimizer, self.key_train, len(self.data.train.labels))
         options: dict[str, Any] = dict(batch_size=cell.batch_size, scale=self.data.scale)
         epoch_fn = train_epoch(self.model.apply, cell.build_objective(), optimizer, **options)
         with Checkpoints(self.folder / "checkpoints") as checkpoints:

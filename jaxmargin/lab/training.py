@@ -1,4 +1,4 @@
-"""Training as pure steps: one epoch is one jitted ``lax.scan`` over data that stays on the device."""
+"""Training as pure steps: one epoch, or a part of it, is one jitted ``lax.scan`` over data that stays on the device."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -10,12 +10,15 @@ import numpy as np
 import optax
 
 from jaxmargin.losses import cross_entropy
+from jaxmargin.models import BATCH
 from jaxmargin.objectives import Objective
 from jaxmargin.rewriting import loopable
 
 __all__ = ["Batch", "DivergedError", "TrainState", "evaluator", "fit", "init_state", "train_epoch", "train_step"]
 
 _EVALUATION_BATCH = 512
+# Folded into a key, it gives one that none of the key's children is: those are numbered from 0.
+_APART = 2**31
 
 
 class TrainState(NamedTuple):
@@ -25,6 +28,7 @@ class TrainState(NamedTuple):
     opt_state: Any
     key: jax.Array
     step: jax.Array  # optimiser steps done
+    memory: jax.Array  # [n], what the objective remembers of each training example
 
 
 class Batch(NamedTuple):
@@ -33,7 +37,7 @@ class Batch(NamedTuple):
     x: jax.Array  # [b, *d]
     y: jax.Array  # [b]
     weight: jax.Array  # [b], 0 or 1
-    memory: jax.Array  # [b], see Objective.refresh
+    rows: jax.Array  # [b], their places among the training examples
 
 
 class DivergedError(ArithmeticError):
@@ -49,18 +53,19 @@ class DivergedError(ArithmeticError):
         self.step, self.epoch = step, epoch
 
 
-def init_state(params: Any, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
+def init_state(params: Any, optimizer: optax.GradientTransformation, key: jax.Array, n: int) -> TrainState:
     """The state before the first step.
 
     Args:
       params: initial parameters.
       optimizer: an optax optimiser.
-      key: a PRNG key for shuffling and dropout.
+      key: a PRNG key for shuffling, dropout, augmentation and inner attacks.
+      n: number of training examples.
 
     Returns:
       TrainState.
     """
-    return TrainState(params, optimizer.init(params), key, jnp.zeros((), jnp.int32))
+    return TrainState(params, optimizer.init(params), key, jnp.zeros((), jnp.int32), jnp.zeros(n))
 
 
 def train_step(
@@ -72,8 +77,11 @@ def train_step(
 ) -> tuple[TrainState, jax.Array]:
     """One step on  mean_i example_loss_i + penalty(params),  then the objective's retraction.
 
+    The objective's inner search comes first, at the parameters before the step and as when measuring. A network with
+    batch normalisation averages over the batch in the loss; its running statistics move on by the passes made there.
+
     Args:
-      apply_fn: (params, x [*d], key) -> logits [c], the key for dropout.
+      apply_fn: (params, x [*d], key) -> logits [c], the key for dropout; see ``models.Apply`` for batch normalisation.
       objective: what is minimised.
       optimizer: an optax optimiser.
       state: before the step.
@@ -83,21 +91,56 @@ def train_step(
       (state after the step, value of the objective before it).
     """
     keys = jax.random.split(jax.random.fold_in(state.key, state.step), len(batch.y))
+    given, memory = _prepare(apply_fn, objective, state, batch, keys)
+    observe = getattr(apply_fn, "observe", None)
 
-    def example_loss(params: Any, key: jax.Array, x: jax.Array, y: jax.Array, memory: jax.Array) -> jax.Array:
+    def example_loss(params: Any, key: jax.Array, x: jax.Array, y: jax.Array, given: Any) -> tuple[jax.Array, Any]:
         key_dropout, key_loss = jax.random.split(key)
-        return objective.example_loss(lambda z: apply_fn(params, z, key_dropout), key_loss, x, y, memory)
+        seen = []
 
-    example_losses = loopable(jax.vmap(example_loss, in_axes=(None, 0, 0, 0, 0)))
+        def logits_fn(z: jax.Array) -> jax.Array:
+            if observe is None:
+                return apply_fn(params, z, key_dropout)
+            logits, moved = observe(params, z, key_dropout)
+            seen.append(moved)
+            return logits
 
-    def total(params: Any) -> jax.Array:
-        losses = example_losses(params, keys, batch.x, batch.y, batch.memory)  # [b]
-        return jnp.sum(losses * batch.weight) / jnp.sum(batch.weight) + objective.penalty(params)
+        loss = objective.example_loss(logits_fn, key_loss, x, y, given)
+        return loss, jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *seen) if seen else ()
 
-    value, gradient = jax.value_and_grad(total)(state.params)
+    axes: dict[str, Any] = dict(in_axes=(None, 0, 0, 0, 0), out_axes=(0, None), axis_name=BATCH)
+    example_losses = loopable(jax.vmap(example_loss, **axes))
+
+    def total(params: Any) -> tuple[jax.Array, Any]:
+        losses, moved = example_losses(params, keys, batch.x, batch.y, given)  # [b]
+        return jnp.sum(losses * batch.weight) / jnp.sum(batch.weight) + objective.penalty(params), moved
+
+    (value, moved), gradient = jax.value_and_grad(total, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = objective.retract(optax.apply_updates(state.params, updates))
-    return TrainState(params, opt_state, state.key, state.step + 1), value
+    if observe is not None:
+        params = params | {"batch_stats": moved["batch_stats"]}
+    return TrainState(params, opt_state, state.key, state.step + 1, memory), value
+
+
+def _prepare(
+    apply_fn: Callable[..., jax.Array], objective: Objective, state: TrainState, batch: Batch, keys: jax.Array
+) -> tuple[Any, jax.Array]:
+    """What the inner search found for the examples of a batch, [b] each, and the memory [n] after it."""
+    remembered = state.memory[batch.rows]
+    if objective.prepare is None:
+        return remembered, state.memory
+    search = objective.prepare
+
+    def one(params: Any, key: jax.Array, x: jax.Array, y: jax.Array, memory: jax.Array) -> tuple[Any, jax.Array]:
+        key_search = jax.random.fold_in(key, _APART)
+        return search(lambda z: apply_fn(params, z, None), key_search, x, y, memory, state.step)
+
+    run = loopable(jax.vmap(one, in_axes=(None, 0, 0, 0, 0)))
+    given, found = run(state.params, keys, batch.x, batch.y, remembered)
+    # What only fills the last batch up writes beyond the end, that is nowhere.
+    rows = jnp.where(batch.weight > 0, batch.rows, len(state.memory))
+    return given, state.memory.at[rows].set(found, mode="drop")
 
 
 def train_epoch(
@@ -107,6 +150,8 @@ def train_epoch(
     *,
     batch_size: int,
     scale: float,
+    augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    num_steps: int | None = None,
 ) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, jax.Array]]:
     """Builds a jitted epoch: a fresh shuffle, then one step a batch, the last partial batch kept.
 
@@ -116,33 +161,51 @@ def train_epoch(
       optimizer: an optax optimiser.
       batch_size: examples a step.
       scale: images / scale is what the network reads.
+      augment: (key, image [*d]) -> image, drawn anew at each step; None for none.
+      num_steps: steps of one call, which may end or begin within an epoch; None for those of an epoch.
 
     Returns:
       epoch(state, images [n, *d] uint8, labels [n]) -> (state, objective values [steps]); the old state is donated.
     """
 
-    def remember(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+    def begin(state: TrainState, images: jax.Array, labels: jax.Array) -> TrainState:
+        """The state with what the objective remembers of the training set before an epoch."""
         if objective.refresh is None:
-            return jnp.zeros(len(labels))
+            return state
         refresh = objective.refresh
 
         def one(example: tuple[jax.Array, jax.Array]) -> jax.Array:
-            return refresh(lambda x: apply_fn(params, x, None), example[0] / scale, example[1])
+            return refresh(lambda x: apply_fn(state.params, x, None), example[0] / scale, example[1])
 
-        return jax.lax.map(one, (images, labels), batch_size=_EVALUATION_BATCH)
+        return state._replace(memory=jax.lax.map(one, (images, labels), batch_size=_EVALUATION_BATCH))
 
     @functools.partial(jax.jit, donate_argnums=0)
     def epoch(state: TrainState, images: jax.Array, labels: jax.Array) -> tuple[TrainState, jax.Array]:
+        index, weights = _batches(len(labels), batch_size)
+        steps = len(index)
+
+        def shuffled(step: jax.Array) -> jax.Array:
+            return jax.random.permutation(jax.random.fold_in(state.key, -1 - step // steps * steps), len(labels))
+
+        def step(carry: tuple[TrainState, jax.Array], _: None) -> tuple[tuple[TrainState, jax.Array], jax.Array]:
+            state, order = carry
+            if num_steps is not None:
+                first = state.step % steps == 0
+                order = jax.lax.cond(first, shuffled, lambda step: order, state.step)
+                state = jax.lax.cond(first, lambda state: begin(state, images, labels), lambda state: state, state)
+            rows = order[index[state.step % steps]]
+            chosen = images[rows]
+            if augment is not None:
+                key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _APART)
+                chosen = jax.vmap(augment)(jax.random.split(key, batch_size), chosen)
+            batch = Batch(chosen / scale, labels[rows], weights[state.step % steps], rows)
+            state, value = train_step(apply_fn, objective, optimizer, state, batch)
+            return (state, order), value
+
         with jax.default_matmul_precision("float32"):
-            memory = remember(state.params, images, labels)  # [n]
-            order = jax.random.permutation(jax.random.fold_in(state.key, -1 - state.step), len(labels))
-
-            def step(state: TrainState, rows: tuple[jax.Array, jax.Array]) -> tuple[TrainState, jax.Array]:
-                index = order[rows[0]]
-                batch = Batch(images[index] / scale, labels[index], rows[1], memory[index])
-                return train_step(apply_fn, objective, optimizer, state, batch)
-
-            return jax.lax.scan(step, state, _batches(len(labels), batch_size))
+            state = begin(state, images, labels) if num_steps is None else state
+            carry, values = jax.lax.scan(step, (state, shuffled(state.step)), length=num_steps or steps)
+        return carry[0], values
 
     return epoch
 
@@ -212,7 +275,7 @@ def fit(
 
 
 def _batches(n: int, size: int) -> tuple[jax.Array, jax.Array]:
-    """Indices [steps, size] in order, the last row filled up with index 0, and weights that are 0 there."""
+    """Indices [steps, size] in order, the last row filled up from the first on, and weights that are 0 there."""
     steps = -(-n // size)
     index = np.arange(steps * size).reshape(steps, size)
-    return jnp.asarray(np.where(index < n, index, 0)), jnp.asarray((index < n).astype(np.float32))
+    return jnp.asarray(index % n), jnp.asarray((index < n).astype(np.float32))

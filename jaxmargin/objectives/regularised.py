@@ -1,52 +1,19 @@
-"""Training objectives as values: what one example costs, what the weights cost, and what happens after a step.
-
-A training step minimises  mean_i example_loss(logits_fn, key_i, x_i, y_i, memory_i) + penalty(params)  and then applies
-``retract`` to the parameters.
-
->>> objective = amr(lam=0.1, beta=1e-3, tau=5.0)
-"""
+"""The objectives of Wu and Yu 2019: cross-entropy, Lipschitz constant and average margin regularisation."""
 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxmargin import checks
 from jaxmargin.losses import cross_entropy, logit_margin
+from jaxmargin.objectives.objective import LogitsFn, Objective
 from jaxmargin.regularizers import orthogonality, parseval_retraction, ramp
 
-__all__ = ["Objective", "amr", "lcr", "margin_term", "standard"]
-
-LogitsFn = Callable[[jax.Array], jax.Array]
-
-
-def _free(params: Any) -> jax.Array:
-    return jnp.zeros(())
-
-
-def _keep(params: Any) -> Any:
-    return params
-
-
-class Objective(NamedTuple):
-    """What training minimises.
-
-    Attributes:
-      example_loss: (logits_fn, key, x [*d], y, memory) -> scalar, averaged over the batch.
-      penalty: params -> scalar, added once a step.
-      retract: params -> params, applied after each step.
-      refresh: (logits_fn, x, y) -> memory, a scalar an example, computed over the whole training set before each epoch
-        with the parameters of that moment; None where the loss needs no memory (memory is then 0).
-    """
-
-    example_loss: Callable[[LogitsFn, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
-    penalty: Callable[[Any], jax.Array] = _free
-    retract: Callable[[Any], Any] = _keep
-    refresh: Callable[[LogitsFn, jax.Array, jax.Array], jax.Array] | None = None
-
+__all__ = ["amr", "lcr", "margin_term", "standard"]
 
 def standard() -> Objective:
     """Mean cross-entropy.
