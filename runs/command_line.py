@@ -6,15 +6,19 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 import tyro
 
 from jaxmargin import checks
+from jaxmargin.lab import tracking
 from jaxmargin.lab.training import DivergedError
 
-__all__ = ["exit_code", "parse", "stopped"]
+__all__ = ["SETTINGS", "claim", "exit_code", "parse", "stopped"]
+
+SETTINGS = "settings.json"
 
 Options = TypeVar("Options")
 
@@ -65,6 +69,39 @@ def exit_code(job: Callable[[], None], minutes: float | None = None) -> int:
         print("interrupted: the same command continues from here", file=sys.stderr)
         return 130
     return 0
+
+
+def claim(workdir: Path, settings: dict[str, Any]) -> None:
+    """Writes the settings of a run into its workdir, or refuses one that holds a run with others.
+
+    Args:
+      workdir: made if missing; settings that it has and the run has not are of no concern.
+      settings: in JSON's own types, by name; those of several cells by the cell's name.
+
+    Raises:
+      ValueError: the workdir cannot be written, or what differs.
+    """
+    path = workdir / SETTINGS
+    try:
+        tracking.write_bytes(workdir / ".writable", b"").unlink()
+        before = tracking.read_json(path) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"workdir={str(workdir)!r} cannot be used ({error}): pass another --workdir") from None
+    if changes := sorted(set(_changes(settings, before))):
+        raise ValueError(
+            f"workdir={str(workdir)!r} holds a run with other settings: {', '.join(changes)}; repeat its options or"
+            " pass another --workdir"
+        )
+    tracking.write_json(path, settings)
+
+
+def _changes(now: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[str]:
+    """What of the settings there is other now, in words."""
+    for name, value in there.items():
+        if isinstance(value, Mapping):
+            yield from _changes(now.get(name, {}), value)
+        elif now.get(name) != value:
+            yield f"{name}={now.get(name)} (there: {value})"
 
 
 @contextlib.contextmanager

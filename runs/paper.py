@@ -19,8 +19,6 @@ from runs import command_line, presets
 
 __all__ = ["Options", "main"]
 
-SETTINGS = "settings.json"
-
 # Options that are counts and settings of a cell.
 _COUNTS = ("epochs", "num_samples", "points", "attack_points", "attack_steps", "worst_case_steps", "nearest_steps")
 
@@ -73,11 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(options: Options) -> None:
     """Runs every cell that is not finished, publishes the workdir, and prints the table and the report's place."""
     cells = check(options)
-    workdir = open_workdir(options)
     images = data.load(options.dataset, data_dir=options.data_dir)
     for cell in cells:
         cell.check(images)
-    tracking.write_json(workdir / SETTINGS, settings(options))
+    workdir = Path(options.workdir or f"out/paper-{options.dataset}")
+    command_line.claim(workdir, settings(options))
     for number, cell in enumerate(cells, 1):
         print(f"[{number}/{len(cells)}] {cell.name}: {describe(cell)}", file=sys.stderr)
         run_cell(cell, images, workdir, presets.published(cell.dataset, cell.model, cell.method))
@@ -111,29 +109,6 @@ def settings(options: Options) -> dict[str, Any]:
     """The settings of all the cells a workdir may hold, run or not and of any seed, in JSON's own types."""
     cells = {"-".join(name): asdict(_cell(options, *name)) for name in itertools.product(MODELS, METHODS)}
     return tracking.plain({name: {k: v for k, v in cell.items() if k != "seed"} for name, cell in cells.items()})
-
-
-def open_workdir(options: Options) -> Path:
-    """Makes the workdir, or finds in it a run with the same settings; others are refused, with the difference."""
-    workdir = Path(options.workdir or f"out/paper-{options.dataset}")
-    try:
-        tracking.write_bytes(workdir / ".writable", b"").unlink()
-        before = tracking.read_json(workdir / SETTINGS) if (workdir / SETTINGS).exists() else {}
-    except (OSError, ValueError) as error:
-        raise ValueError(f"workdir={str(workdir)!r} cannot be used ({error}): pass another --workdir") from None
-    now = settings(options)
-    changes = {
-        f"{name}={now[cell].get(name)} (there: {value})"
-        for cell, there in before.items()
-        for name, value in there.items()
-        if name != "seed" and now[cell].get(name) != value
-    }
-    if changes:
-        raise ValueError(
-            f"workdir={str(workdir)!r} holds a run with other settings: {', '.join(sorted(changes))}; repeat its"
-            " options or pass another --workdir"
-        )
-    return workdir
 
 
 def describe(cell: Cell) -> str:

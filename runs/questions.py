@@ -103,7 +103,7 @@ def run(options: Options) -> None:
     for cell in cells.values():
         cell.check(images)
     for name, cell in cells.items():
-        claim(workdir / folder_of(name), tracking.plain(asdict(cell)))
+        command_line.claim(workdir / folder_of(name), tracking.plain(asdict(cell)))
     cards: dict[str, Card | None] = {}
     for number, (name, cell) in enumerate(cells.items(), 1):
         print(f"[{number}/{len(cells)}] {name}", file=sys.stderr)
@@ -121,19 +121,6 @@ def run(options: Options) -> None:
 def folder_of(variant: str) -> str:
     """The folder of a variant's run, below the workdir."""
     return variant.replace(", ", "-").replace(" ", "-")
-
-
-def claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Writes a variant's settings down, or refuses a folder that has others."""
-    path = folder / "settings.json"
-    before = tracking.read_json(path) if path.exists() else settings
-    if changed := [
-        f"{name}={settings[name]} (there: {before.get(name)})"
-        for name in settings
-        if before.get(name) != settings[name]
-    ]:
-        raise ValueError(f"{folder} holds a run with other settings: {', '.join(changed)}; pass another --workdir")
-    tracking.write_json(path, settings)
 
 
 def ranking(cards: dict[str, Card | None], dataset: str, model: str, method: str) -> list[dict[str, str]]:

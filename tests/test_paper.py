@@ -78,7 +78,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, parts, tmp_path, capsy
     assert error.startswith("error: ") and error.count("\n") == 1
     for part in parts:
         assert part in error
-    assert not list(tmp_path.glob(f"out/*/{paper.SETTINGS}"))  # nothing is claimed by a command that failed
+    assert not list(tmp_path.glob(f"out/*/{command_line.SETTINGS}"))  # nothing is claimed by a command that failed
 
 
 @pytest.mark.parametrize("arguments", [["--epochs", "many"], ["--epoch", "3"]])
@@ -111,11 +111,10 @@ def test_help_names_every_option(capsys):
 
 def test_a_changed_configuration_in_the_same_workdir_is_refused_with_the_difference(tmp_path, capsys):
     options = paper.Options(workdir=str(tmp_path), epochs=5)
-    tracking.write_json(tmp_path / paper.SETTINGS, paper.settings(options))
-    for same in (options, paper.Options(workdir=str(tmp_path), epochs=5, models=("cnn",))):  # more cells may come
-        assert paper.open_workdir(same) == tmp_path
-    more = paper.Options(workdir=str(tmp_path), epochs=5, seeds=(1, 2))
-    assert paper.open_workdir(more) == tmp_path
+    command_line.claim(tmp_path, paper.settings(options))
+    command_line.claim(tmp_path, paper.settings(options))
+    for more in (dict(models=("cnn",)), dict(seeds=(1, 2))):  # more cells may come
+        command_line.claim(tmp_path, paper.settings(paper.Options(workdir=str(tmp_path), epochs=5, **more)))
     assert paper.main(["--workdir", str(tmp_path), "--epochs", "7"]) == 2
     error = capsys.readouterr().err
     assert "epochs=7 (there: 5)" in error and "another --workdir" in error

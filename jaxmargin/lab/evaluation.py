@@ -1,6 +1,8 @@
 """Measures over whole splits, with progress, saved as they go so that a cut run continues where it was."""
 
+import functools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +10,29 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxmargin.batching import Measurement
+from jaxmargin.batching import Measurement, over_batch
 from jaxmargin.lab.tracking import write_arrays
 
-__all__ = ["measure", "read_arrays"]
+__all__ = ["lifted", "measure", "read_arrays"]
 
 Arrays = dict[str, np.ndarray]
 
 _SAVE_SECONDS = 30.0
+
+
+@functools.lru_cache(maxsize=64)
+def lifted(measure: Callable, apply_fn: Callable, **options: Any) -> Measurement:
+    """``over_batch``, but the same Measurement for the same arguments: cells of one network compile it once.
+
+    Args:
+      measure: as in ``over_batch``.
+      apply_fn: likewise.
+      **options: likewise, hashable.
+
+    Returns:
+      Measurement.
+    """
+    return over_batch(measure, apply_fn, **options)
 
 
 def measure(

@@ -4,9 +4,7 @@ Everything a cell has finished lies in files: a run that was cut, at any moment,
 the same bytes in its parameters, metrics and card (the measured seconds apart).
 """
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import functools
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,17 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tqdm import tqdm
 
 from jaxmargin import checks, health, models, objectives
 from jaxmargin.audit import ROUNDING
-from jaxmargin.batching import Measurement, over_batch
+from jaxmargin.batching import Measurement
 from jaxmargin.lab import tracking
-from jaxmargin.lab.checkpoints import Checkpoints
 from jaxmargin.lab.data import Dataset, Split, margin_points
-from jaxmargin.lab.evaluation import Arrays, measure, read_arrays
+from jaxmargin.lab.evaluation import Arrays, lifted, measure, read_arrays
+from jaxmargin.lab.parameters import write_params
+from jaxmargin.lab.resuming import Stopwatch, train
 from jaxmargin.lab.robustness import bounds, broken_as_published, broken_in_the_worst_case
-from jaxmargin.lab.training import DivergedError, evaluator, fit, init_state, train_epoch
+from jaxmargin.lab.training import TrainState, evaluator, init_state, train_epoch
 from jaxmargin.lipschitz import default_chunk_size
 from jaxmargin.losses import logit_margin
 from jaxmargin.margins import Margins, linear_margin, lipschitz_margin, summarize
@@ -40,7 +38,6 @@ METHODS = ("std", "lcr", "amr")
 
 # Epochs at which margins are estimated (Wu and Yu 2019, appendix A); linear models are measured, exactly, at each.
 _ESTIMATION_EPOCHS = (1, 10, 20, 30, 40, 50, 80, 120, 160, 200)
-_CHECKPOINT_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,7 @@ class Cell:
         """The network of the cell."""
         checks.one_of("model", self.model, MODELS)
         options = {"dropout": self.dropout} if self.model == "cnn" else {}
-        return getattr(models, self.model)(input_shape, num_classes, **options)
+        return _network(self.model, tuple(input_shape), num_classes, **options)
 
     def build_objective(self) -> Objective:
         """The objective of the cell."""
@@ -103,10 +100,16 @@ class Cell:
     def build_margins(self, model: Model) -> Measurement:
         """The measure of the cell's margins: exact for linear models, sampled for the others."""
         if self.model == "linear":
-            return over_batch(linear_margin, model.apply, norm=l2)
+            return lifted(linear_margin, model.apply, norm=l2)
         options: dict[str, Any] = dict(norm=l2, radius=self.radius, num_samples=self.num_samples)
         # A convolutional network gains nothing from points that share samples, and progress bars gain from short calls.
-        return over_batch(lipschitz_margin, model.apply, batch_size=1 if self.model == "cnn" else None, **options)
+        return lifted(lipschitz_margin, model.apply, batch_size=1 if self.model == "cnn" else None, **options)
+
+
+@functools.cache
+def _network(name: str, input_shape: tuple[int, ...], num_classes: int, **options: Any) -> Model:
+    """The same object for the same network, so that cells share what they compile."""
+    return getattr(models, name)(input_shape, num_classes, **options)
 
 
 def schedule(epochs: int) -> list[int]:
@@ -162,6 +165,7 @@ class _Run:
         self.cell, self.data, self.folder = cell, data, folder
         self.model = cell.build_model(data.train.images.shape[1:], data.num_classes)
         self.measurement = cell.build_margins(self.model)
+        self.clock = Stopwatch(folder)
         self.evaluate = evaluator(self.model.apply, scale=data.scale)
         keys = jax.random.split(jax.random.key(cell.seed), 4)
         self.key_init, self.key_train, self.key_margin, key_attack = keys
@@ -178,29 +182,11 @@ class _Run:
         state = init_state(self.model.init(self.key_init), optimizer, self.key_train, len(self.data.train.labels))
         options: dict[str, Any] = dict(batch_size=cell.batch_size, scale=self.data.scale)
         epoch_fn = train_epoch(self.model.apply, cell.build_objective(), optimizer, **options)
-        with Checkpoints(self.folder / "checkpoints") as checkpoints:
-            done = checkpoints.latest() or 0
-            if done:
-                state = checkpoints.restore(done, state)
-            self._resume_metrics(done, state.params)
-            saved = time.monotonic()
-            epochs = fit(epoch_fn, state, *self.on_device["train"], epochs=last, first=done + 1)
-            with tqdm(total=last, initial=done, desc=f"{cell.name} training", unit="epoch", leave=False) as bar:
-                try:
-                    for epoch, state, _ in self._timed("train", epochs):
-                        if epoch in schedule(last) or time.monotonic() - saved > _CHECKPOINT_SECONDS:
-                            checkpoints.save(epoch, state)
-                            saved = time.monotonic()
-                        self._record(epoch, state.params)
-                        bar.update()
-                except DivergedError as error:
-                    good = checkpoints.latest()
-                    where = f"the last good checkpoint is {checkpoints.path(good)}" if good else "before any checkpoint"
-                    error.args = (f"{cell.name}: {error}; {where}; lower the learning rate or change the method",)
-                    raise
-        named = jax.tree_util.tree_flatten_with_path(state.params)[0]
-        arrays = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in named}
-        tracking.write_arrays(self.folder / "params.npz", arrays)
+        state = train(
+            epoch_fn, state, *self.on_device["train"], epochs=last, folder=self.folder, label=cell.name,
+            clock=self.clock, keep=schedule(last), resume=self._resume_metrics, record=self._record,
+        )  # fmt: skip
+        write_params(self.folder / "params.npz", state.params)
         return state.params
 
     def attack(self, params: Any) -> dict[str, list[float]]:
@@ -208,12 +194,12 @@ class _Run:
         cell, n = self.cell, self.n_attacked
         xs, ys = self._inputs(self.data.test, slice(n))
         options: dict[str, Any] = dict(epsilons=cell.epsilons, folder=self.folder, label=cell.name)
-        with self._stage("attack"):
+        with self.clock.stage("attack"):
             published = broken_as_published(
                 self.model.apply, params, self.key_published, xs, ys,
                 num_steps=cell.attack_steps, step_size=cell.attack_step_size, **options,
             )  # fmt: skip
-        with self._stage("worst_case"):
+        with self.clock.stage("worst_case"):
             worst = broken_in_the_worst_case(
                 self.model.apply, params, self.key_worst, xs, ys,
                 num_steps=cell.worst_case_steps, before=published, **options,
@@ -227,7 +213,7 @@ class _Run:
         def margin(one: tuple[jax.Array, jax.Array]) -> jax.Array:
             return logit_margin(self.model.apply(params, one[0]), one[1])
 
-        with self._stage("logits"), jax.default_matmul_precision("float32"):
+        with self.clock.stage("logits"), jax.default_matmul_precision("float32"):
             margins = np.asarray(jax.jit(lambda *both: jax.lax.map(margin, both))(xs, ys))
             flags = health.saturation(self.model.apply, params, xs, ys)
         return {"quartiles": np.quantile(margins, (0.25, 0.5, 0.75)).tolist(), "flags": flags}
@@ -237,7 +223,7 @@ class _Run:
         cell = self.cell
         xs, _ = self._inputs(self.data.test, self.index["test"])
         predicted = read_arrays(self._margin_path(cell.epochs, "test"))["predicted"]
-        with self._stage("bounds"):
+        with self.clock.stage("bounds"):
             found = bounds(
                 self.model.apply, params, self.key_bounds, xs, predicted,
                 radius=cell.radius, num_steps=cell.nearest_steps, folder=self.folder, label=cell.name,
@@ -295,29 +281,29 @@ class _Run:
             "paper": paper,
             "device": tracking.device_name(),
             "versions": tracking.versions(),
-            "seconds": tracking.read_json(self.folder / "seconds.json"),
+            "seconds": self.clock.seconds(),
         }
 
-    def _resume_metrics(self, done: int, params: Any) -> None:
+    def _resume_metrics(self, done: int, state: TrainState) -> None:
         """Drops what was logged after the checkpoint, and logs its own epoch where the cut came before that."""
         path = self.folder / "metrics.jsonl"
         records = [record for record in tracking.read_records(path) if record["epoch"] <= done]
         tracking.write_records(path, records)
         if done and (not records or records[-1]["epoch"] < done):
-            self._record(done, params)
+            self._record(done, state)
 
-    def _record(self, epoch: int, params: Any) -> None:
+    def _record(self, epoch: int, state: TrainState) -> None:
         """One line of metrics.jsonl: loss and error on both splits, and margins where they are due."""
-        cell = self.cell
+        cell, params = self.cell, state.params
         record: dict[str, Any] = {name: getattr(cell, name) for name in ("dataset", "model", "method", "seed")}
         record["epoch"] = epoch
-        with self._stage("evaluate"):
+        with self.clock.stage("evaluate"):
             for name, (images, labels) in self.on_device.items():
                 loss, error = self.evaluate(params, images, labels)
                 record |= {f"{name}_loss": float(loss), f"{name}_error": float(error)}
         kept = epoch in schedule(cell.epochs)
         if kept or cell.model == "linear":
-            with self._stage("margins"):
+            with self.clock.stage("margins"):
                 for name, split in self.splits.items():
                     points = Split(split.images[self.index[name]], split.labels[self.index[name]])
                     path = self._margin_path(epoch, name).name if kept else None
@@ -347,24 +333,3 @@ class _Run:
             "margin_accuracy": float(summary.accuracy),
             "capped_fraction": float(summary.capped_fraction),
         }
-
-    @contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
-        """Adds the time of a stage to seconds.json, over all the runs a cell was cut into."""
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            path = self.folder / "seconds.json"
-            seconds = tracking.read_json(path) if path.exists() else {}
-            seconds[name] = round(seconds.get(name, 0.0) + time.monotonic() - start, 3)
-            tracking.write_json(path, seconds)
-
-    def _timed(self, name: str, steps: Iterator[Any]) -> Iterator[Any]:
-        """Counts only the time spent inside the iterator as the stage's."""
-        while True:
-            with self._stage(name):
-                item = next(steps, None)
-            if item is None:
-                return
-            yield item

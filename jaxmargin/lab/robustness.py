@@ -12,10 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmargin.attacks import PUBLISHED, minimum_norm, pgd, worst_case
-from jaxmargin.batching import over_batch
 from jaxmargin.certificates import certified_margin
-from jaxmargin.lab.evaluation import Arrays, measure
-from jaxmargin.norms import l2
+from jaxmargin.lab.evaluation import Arrays, lifted, measure
+from jaxmargin.norms import Norm, l2
 
 __all__ = ["bounds", "broken_as_published", "broken_in_the_worst_case", "pgd_sweep"]
 
@@ -88,7 +87,7 @@ def broken_as_published(
     Returns:
       [n, e] bool.
     """
-    run = over_batch(pgd_sweep, apply_fn, epsilons=tuple(epsilons), step_size=step_size, num_steps=num_steps)
+    run = lifted(pgd_sweep, apply_fn, epsilons=tuple(epsilons), step_size=step_size, num_steps=num_steps)
     return measure(run, params, key, xs, ys, path=folder / "attack.npz", label=f"{label} attack")["found"]
 
 
@@ -104,6 +103,7 @@ def broken_in_the_worst_case(
     before: np.ndarray,
     folder: Path,
     label: str,
+    norm: Norm = l2,
 ) -> np.ndarray:
     """Which examples any attack breaks: those broken before, and what ``worst_case`` adds.
 
@@ -121,6 +121,7 @@ def broken_in_the_worst_case(
       before: [n, e] bool, whom another attack broke.
       folder: keeps worst-EPSILON.npz, what was found for the examples attacked at that epsilon.
       label: what the progress bar says.
+      norm: of the balls.
 
     Returns:
       [n, e] bool, rising along e.
@@ -128,7 +129,7 @@ def broken_in_the_worst_case(
     broken = np.logical_or.accumulate(before, 1)
     distance = np.full(len(xs), np.inf)
     standing = np.zeros(len(xs), bool)
-    run = over_batch(worst_case, apply_fn, norm=l2, num_steps=num_steps, box=BOX)
+    run = lifted(worst_case, apply_fn, norm=norm, num_steps=num_steps, box=BOX)
     for number in reversed(range(len(epsilons))):
         epsilon = epsilons[number]
         broken[:, number] |= distance <= epsilon
@@ -156,8 +157,9 @@ def bounds(
     num_steps: int,
     folder: Path,
     label: str,
+    norm: Norm = l2,
 ) -> Arrays:
-    """Certified and attacked l2 distances to where the prediction changes.
+    """Certified and attacked distances to where the prediction changes.
 
     Args:
       apply_fn: (params, x [*d]) -> logits [c].
@@ -169,13 +171,14 @@ def bounds(
       num_steps: steps of ``minimum_norm``.
       folder: keeps certified.npz and attacked.npz.
       label: what the progress bar says.
+      norm: of the distances.
 
     Returns:
       "certified" [n] and "attacked" [n], which knows no box: the estimate beside them knows none either.
     """
     runs = {
-        "certified": over_batch(certified_margin, apply_fn, norm=l2, radius=radius),
-        "attacked": over_batch(minimum_norm, apply_fn, norm=l2, num_steps=num_steps),
+        "certified": lifted(certified_margin, apply_fn, norm=norm, radius=radius),
+        "attacked": lifted(minimum_norm, apply_fn, norm=norm, num_steps=num_steps),
     }
     keys = jax.random.split(key, len(runs))
     return {

@@ -210,10 +210,11 @@ def train_epoch(
     return epoch
 
 
+@functools.lru_cache(maxsize=64)
 def evaluator(
     apply_fn: Callable[..., jax.Array], *, scale: float
 ) -> Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    """Builds a jitted evaluation over a whole split.
+    """Builds a jitted evaluation over a whole split, the same one for the same arguments.
 
     Args:
       apply_fn: (params, x [*d]) -> logits [c].

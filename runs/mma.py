@@ -1,0 +1,131 @@
+"""MMA training (Ding et al. 2020) beside adversarial training, TRADES, and both methods of Wu and Yu, on one network.
+
+``python -m runs.mma`` takes the embedded digits; ``--dataset mnist`` and ``--dataset cifar10`` have the paper's
+networks and settings. A run that was interrupted continues when started again with the same options.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxmargin import checks
+from jaxmargin.lab import data, tracking
+from jaxmargin.lab.compilation import keep_compiled
+from jaxmargin.lab.robust_report import publish_study
+from jaxmargin.lab.robust_training import ENSEMBLE, NETWORKS, RobustCell, kind_of, run_ensemble, run_robust_cell
+from runs import command_line, mma_presets
+
+__all__ = ["Options", "main"]
+
+# Options that are counts and settings of a cell.
+_COUNTS = (
+    "steps", "attack_steps", "attack_points", "worst_case_steps", "nearest_steps", "points", "num_samples",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options:
+    """Trains one network with every method, follows the distances of test images, attacks, and reports."""
+
+    dataset: str = "digits"
+    """digits (embedded), mnist or cifar10."""
+    norm: str = "l2"
+    """l2 or linf: of the attacks, in training and after it."""
+    model: str | None = None
+    """lenet, small-lenet (8 and 16 channels, 64 units) or wrn-28-4 (cifar10); by default the paper's (digits: the small
+    one)."""
+    methods: tuple[str, ...] | None = None
+    """std lcr amr pgd-SIZE trades-SIZE mma-SIZE pgd-ens (of the pgd's that run), sizes in input units; by default those
+    of the paper."""
+    steps: int | None = None
+    """Optimiser steps of every cell; by default the paper's 100,000 (cifar10: 50,000; digits: 1,500)."""
+    attack_steps: int | None = None
+    """PGD steps of the inner attacks; by default 40 (cifar10, digits: 10)."""
+    attack_points: int | None = None
+    """Test images under attack, the first ones; by default 1000 (digits: all)."""
+    worst_case_steps: int | None = None
+    """Steps of each attempt of the worst case; by default 100 (digits: 50)."""
+    nearest_steps: int | None = None
+    """Steps of each minimum-norm attack; by default 500 (digits: 100)."""
+    points: int | None = None
+    """Test points whose distance is estimated, certified and attacked; by default 200 (cifar10: 50; digits: 60)."""
+    num_samples: int | None = None
+    """Ball samples a point for the Lipschitz constants; by default 8,192 (cifar10, digits: 1,024)."""
+    bfloat16: bool = False
+    """Compute the convolutions of the cifar10 network in bfloat16."""
+    seeds: tuple[int, ...] = (0,)
+    """Of initialisation, shuffling and sampling; every cell runs with each."""
+    minutes: float | None = None
+    """Stop after so many minutes, to be continued by the same command, here or where the workdir is copied to."""
+    workdir: str | None = None
+    """Folder for everything written; by default out/mma-<dataset>-<norm>."""
+    data_dir: str | None = None
+    """Folder of prepared TFDS data sets; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the study and returns the exit code."""
+    options = command_line.parse(Options, arguments, prog="python -m runs.mma")
+    return command_line.exit_code(lambda: run(options), minutes=options.minutes)
+
+
+def run(options: Options) -> None:
+    """Runs every cell that is not finished, publishes the workdir, and prints the table and the report's place."""
+    cells = check(options)
+    images = data.load(options.dataset, data_dir=options.data_dir)
+    for cell in cells:
+        if cell.method != ENSEMBLE:
+            cell.check(images)
+    workdir = Path(options.workdir or f"out/mma-{options.dataset}-{options.norm}")
+    command_line.claim(workdir, _settings(options))
+    for number, cell in enumerate(cells, 1):
+        print(f"[{number}/{len(cells)}] {cell.name}: {cell.steps:,} steps", file=sys.stderr)
+        if cell.method == ENSEMBLE:
+            members = [one for one in cells if one.method.startswith("pgd-") and one.method != ENSEMBLE]
+            run_ensemble(cell, [one for one in members if one.seed == cell.seed], images, workdir)
+        else:
+            run_robust_cell(cell, images, workdir, mma_presets.published(cell.dataset, cell.norm, cell.method))
+    table, report = publish_study(workdir)
+    print(f"{table}\nreport: {report}")
+
+
+def check(options: Options) -> list[RobustCell]:
+    """The cells to run, every option checked before any work; an ensemble comes after its members."""
+    chosen = mma_presets.methods(options.dataset, options.norm) if options.methods is None else options.methods
+    if not chosen:
+        raise ValueError("methods is empty: pass at least one, such as --methods std mma-1")
+    for method in chosen:
+        if method != ENSEMBLE:
+            kind_of(method)
+    if ENSEMBLE in chosen and not any(kind_of(method)[0] == "pgd" for method in chosen if method != ENSEMBLE):
+        raise ValueError(f"methods has {ENSEMBLE} without a member: add some, such as pgd-1")
+    for name in _COUNTS:
+        if getattr(options, name) is not None:
+            checks.whole(name, getattr(options, name))
+    if not options.seeds:
+        raise ValueError("seeds is empty: pass at least one, such as --seeds 0")
+    for seed in options.seeds:
+        checks.whole("seeds", seed, least=0)
+    if options.model is not None:
+        checks.one_of("model", options.model, NETWORKS)
+    ordered = sorted(dict.fromkeys(chosen), key=lambda method: method == ENSEMBLE)
+    return [_cell(options, method, seed) for seed in options.seeds for method in ordered]
+
+
+def _cell(options: Options, method: str, seed: int) -> RobustCell:
+    changes: dict[str, Any] = {name: getattr(options, name) for name in _COUNTS}
+    changes |= {"model": options.model, "bfloat16": options.bfloat16 or None}
+    return mma_presets.cell(options.dataset, options.norm, method, seed=seed, **changes)
+
+
+def _settings(options: Options) -> dict[str, Any]:
+    """The settings that all cells of a workdir share, in JSON's own types."""
+    settings = asdict(_cell(options, "std", 0))
+    return tracking.plain({name: value for name, value in settings.items() if name not in ("method", "seed")})
+
+
+if __name__ == "__main__":
+    keep_compiled()
+    sys.exit(main())

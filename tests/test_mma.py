@@ -1,0 +1,180 @@
+"""The MMA study: settings as published, cells of every method from start to report, cut and gone on with."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmargin import models, objectives
+from jaxmargin.lab import robust_report, tracking
+from jaxmargin.lab.data import load
+from jaxmargin.lab.robust_training import ENSEMBLE, RobustCell, kind_of
+from runs import mma, mma_presets
+
+TINY = [
+    *("--steps", "20", "--attack-steps", "3", "--attack-points", "40", "--worst-case-steps", "5"),
+    *("--nearest-steps", "10", "--points", "6", "--num-samples", "64"),
+]
+METHODS = ["--methods", "mma-1", "pgd-ens", "std", "pgd-0.5", "pgd-0.25"]
+
+
+LINEAR = models.linear((8, 8, 1))
+
+
+@pytest.fixture(autouse=True)
+def linear(monkeypatch):
+    """A network that compiles quickly in place of the study's."""
+    monkeypatch.setattr(RobustCell, "build_model", lambda self, shape, classes: LINEAR)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("straight")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RobustCell, "build_model", lambda self, shape, classes: LINEAR)
+        assert mma.main([*TINY, *METHODS, "--workdir", str(workdir)]) == 0
+    return workdir
+
+
+def test_every_method_has_its_row_and_its_card(straight):
+    rows = (straight / "table.md").read_text().strip().splitlines()[2:]
+    assert [row.split("|")[1].strip() for row in rows] == ["std", "pgd-0.25", "pgd-0.5", "pgd-ens", "mma-1"]
+    for path in (straight / "cards").glob("*.json"):
+        card = tracking.read_json(path)
+        robust = card["robust_accuracy"]
+        assert robust == sorted(robust, reverse=True) and robust[0] <= 1
+        np.testing.assert_allclose(card["average_robust_accuracy"], np.mean(robust))
+        np.testing.assert_allclose(card["average_accuracy"], np.mean([card["clean_accuracy"], *robust]))
+        assert card["average_certified"] <= card["average_attacked"] or card["method"] == ENSEMBLE
+        assert card["n_train"] == 1437 - 200 and card["n_attack"] == 40 and card["seconds"]
+
+
+def test_the_points_agree_with_the_card(straight):
+    card = tracking.read_json(straight / "cards" / "digits-l2-mma-1-seed0.json")
+    with np.load(straight / "cards" / "digits-l2-mma-1-seed0.npz") as arrays:
+        assert arrays["distance"].shape == (4, 40) and arrays["moments"].tolist() == [0.1, 0.4, 0.7, 1.0]
+        np.testing.assert_allclose(card["average_distance"], arrays["distance"][-1].mean(), rtol=1e-6)
+        within = [(arrays["distance"][-1] <= epsilon).mean() for epsilon in card["epsilons"]]
+        assert (1 - np.array(card["robust_accuracy"]) <= np.array(within) + 0.1).all()
+        np.testing.assert_allclose(card["robust_accuracy"], 1 - arrays["broken"].mean(0), rtol=1e-6)
+        assert arrays["plane_loss"].shape == (41, 41)
+
+
+def test_the_report_has_all_the_figures_and_both_papers_in_one_table(straight):
+    page = (straight / "report.html").read_text()
+    for heading in ("Both papers on one network", "Margins spread", "Lower the loss where?", "Loss landscapes"):
+        assert heading in page
+    assert page.count("data:image/png") == 4
+    assert {path.stem for path in (straight / "figures").glob("*.png")} == {"robust", "spread", "line", "landscape"}
+
+
+def test_a_cut_run_ends_with_the_same_bytes(straight, tmp_path, monkeypatch, capsys):
+    append, calls = tracking.append_record, []
+
+    def cut(path, record):
+        calls.append(record)
+        if len(calls) in (3, 7):
+            raise KeyboardInterrupt
+        append(path, record)
+
+    monkeypatch.setattr(tracking, "append_record", cut)
+    arguments = [*TINY, "--methods", "mma-1", "--workdir", str(tmp_path)]
+    assert [mma.main(arguments) for _ in range(3)] == [130, 130, 0]
+    assert "the same command continues" in capsys.readouterr().err
+    for name in ("cells/digits-l2-mma-1-seed0/params.npz", "cells/digits-l2-mma-1-seed0/metrics.jsonl"):
+        assert (tmp_path / name).read_bytes() == (straight / name).read_bytes()
+    for name in ("distance", "broken", "margin"):
+        with np.load(tmp_path / "cards/digits-l2-mma-1-seed0.npz") as here, np.load(
+            straight / "cards/digits-l2-mma-1-seed0.npz"
+        ) as there:
+            np.testing.assert_array_equal(here[name], there[name])
+
+
+def test_an_ensemble_votes_over_its_members(straight):
+    paths = [straight / f"cells/digits-l2-pgd-{size}-seed0/params.npz" for size in (0.25, 0.5)]
+    members = [dict(np.load(path)) for path in paths]
+    digits = load("digits")
+    xs = digits.test.images.reshape(360, -1) / 16.0
+    votes = [jax.nn.softmax(xs @ m["Dense_0/kernel"] + m["Dense_0/bias"]) for m in members]
+    accuracy = np.mean(np.argmax(sum(votes), 1) == digits.test.labels)
+    card = tracking.read_json(straight / "cards" / f"digits-l2-{ENSEMBLE}-seed0.json")
+    np.testing.assert_allclose(card["clean_accuracy"], accuracy, atol=1e-6)
+
+
+def test_another_configuration_in_the_same_workdir_is_refused(straight, capsys):
+    assert mma.main([*TINY, "--methods", "std", "--workdir", str(straight), "--steps", "30"]) == 2
+    assert "steps=30 (there: 20)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--dataset", "svhn"], ["dataset='svhn'", "choose from digits, mnist, cifar10"]),
+        (["--norm", "l3"], ["norm='l3'", "choose from l2, linf"]),
+        (["--model", "vgg"], ["model='vgg'", "choose from lenet, small-lenet, wrn-28-4"]),
+        (["--methods", "pgd"], ["method 'pgd' is unknown", "pgd-SIZE"]),
+        (["--methods", "mma-0"], ["method 'mma-0' is unknown"]),
+        (["--methods", "std-2"], ["method 'std-2' is unknown"]),
+        (["--methods", "std", "pgd-ens"], ["pgd-ens without a member"]),
+        (["--steps", "7"], ["steps=7", "at least 10"]),
+        (["--points", "1000"], ["points=1000 is more than the 360 test images"]),
+        (["--seeds", "-1"], ["seeds=-1"]),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, parts, tmp_path, capsys):
+    assert mma.main([*arguments, "--workdir", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    for part in parts:
+        assert part in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_presets_are_the_papers():
+    mnist, cifar = mma_presets.cell("mnist", "l2", "mma-2"), mma_presets.cell("cifar10", "linf", "pgd-0.031373")
+    assert (mnist.steps, mnist.batch_size, mnist.optimizer, mnist.learning_rates) == (100_000, 50, "adam", ((0, 1e-4),))
+    assert (mnist.attack_steps, mnist.min_epsilon, mnist.validation) == (40, 0.5, 5000)
+    assert (cifar.steps, cifar.batch_size, cifar.attack_steps, cifar.min_epsilon) == (50_000, 128, 10, 0.005)
+    assert cifar.augment and cifar.epsilons[1] == pytest.approx(8 / 255)
+    rates = cifar.build_optimizer()
+    params = {"w": jnp.ones(2)}
+    assert rates.init(params)  # momentum and schedule
+    assert mma_presets.published("mnist", "l2", "mma-6") == {"average_distance": 2.76}
+    assert mma_presets.methods("mnist", "l2") == (
+        *("std", "lcr", "amr", "pgd-1", "pgd-2", "pgd-3", "pgd-ens", "trades-2", "mma-2", "mma-4", "mma-6"),
+    )
+
+
+def test_the_rates_of_cifar_fall_at_the_papers_steps():
+    optimizer = dataclasses.replace(
+        mma_presets.cell("cifar10", "l2", "std"), learning_rates=((0, 0.3), (2, 0.09))
+    ).build_optimizer()
+    params = {"w": jnp.zeros(1)}
+    state, lengths = optimizer.init(params), []
+    for _ in range(4):
+        updates, state = optimizer.update({"w": jnp.zeros(1).at[0].set(1.0)}, state, params)
+        lengths.append(-float(updates["w"][0]))
+    np.testing.assert_allclose(lengths, [0.3 * 1.0, 0.3 * 1.9, 0.09 * 2.71, 0.09 * 3.439], rtol=1e-5)  # momentum 0.9
+
+
+@pytest.mark.parametrize("method", ["std", "lcr", "amr", "pgd-1", "trades-1", "mma-1"])
+def test_each_method_has_its_objective(method):
+    objective = mma_presets.cell("digits", "linf", method).build_objective()
+    assert isinstance(objective, objectives.Objective)
+    assert (objective.prepare is None) == (method in ("std", "lcr", "amr"))
+
+
+def test_the_least_radius_does_not_exceed_a_small_d_max():
+    assert mma_presets.cell("mnist", "l2", "mma-0.3").build_objective()
+
+
+def test_methods_sort_by_kind_and_size():
+    names = ["mma-2", "pgd-ens", "pgd-10", "pgd-2", "std", "trades-1", "amr"]
+    cards = sorted(({"method": name, "seed": 0} for name in names), key=robust_report.place)
+    assert [card["method"] for card in cards] == ["std", "amr", "pgd-2", "pgd-10", "pgd-ens", "trades-1", "mma-2"]
+
+
+def test_a_size_is_read_with_its_fraction():
+    assert kind_of("mma-0.45") == ("mma", 0.45)
