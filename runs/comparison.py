@@ -5,10 +5,10 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
-from jaxmargin.lab import publishing, tables, tracking
+from jaxmargin.lab import publishing, robust_report, tables, tracking
 from jaxmargin.lab.reports import markdown_table
 from jaxmargin.lab.tables import Card
-from runs import presets
+from runs import mma_presets, presets
 
 __all__ = ["deviations", "kind", "section"]
 
@@ -38,6 +38,12 @@ _CLAIMS = {
     "points": "The paper, Figures 5 and 7: the mass of the margins moves towards the boundary while the left tail gets"
     " shorter.",
 }
+_MMA = {
+    "robust": "The paper, Tables 1 and 2: MMA is robust over a range of epsilons, PGD about its own.",
+    "spread": "The paper, Figure 4: distances pile up near a fixed epsilon, and spread to the right under MMA.",
+    "line": "The paper, Figure 2: lowering the loss at the boundary raises the margin, elsewhere it may lower it.",
+    "landscape": "The paper, Figure 3: the loss around a point.",
+}
 _CASE_STUDY = {
     "figure1": "The paper, Figures 1a and 1b: the minimum margin rises to the SVM's while the average margin falls.",
     "figure1c": "The paper, Figure 1c: the histogram of the margins moves left, towards the boundary, to the SVM's.",
@@ -48,7 +54,9 @@ _CASE_STUDY = {
 
 
 def kind(folder: Path) -> str | None:
-    """What a folder holds: "paper" (cells of the table), "study", "question", or None for nothing finished."""
+    """What a folder holds: "paper" (cells of Table 1), "mma", "study", "question", or None for nothing finished."""
+    if any("norm" in tracking.read_json(path) for path in folder.glob("cards/*.json")):
+        return "mma"
     for name, pattern in (("paper", "cards/*.json"), ("study", "result.json"), ("question", "ranking.md")):
         if any(folder.glob(pattern)):
             return name
@@ -57,7 +65,7 @@ def kind(folder: Path) -> str | None:
 
 def section(folder: Path) -> str:
     """One folder of results as Markdown under a heading with its name; draws the figures of a table's cells."""
-    parts = {"study": _study, "question": _question}.get(kind(folder) or "", _paper)(folder)
+    parts = {"study": _study, "question": _question, "mma": _mma}.get(kind(folder) or "", _paper)(folder)
     return "\n\n".join(part.strip() for part in [f"## {folder.name}", *parts]) + "\n"
 
 
@@ -74,6 +82,24 @@ def _paper(folder: Path) -> list[str]:
         parts += [f"### {name.capitalize()}", "" if cards[0]["dataset"] == "digits" else _CLAIMS[name]]
         parts += [_image(folder, path, caption) for path, caption in figures]
     return [*parts, "### Sizes and seconds", markdown_table(tables.costs(cards))]
+
+
+def _mma(folder: Path) -> list[str]:
+    study = robust_report.publish_study(folder)
+    first = study.cards[0]
+    devices = ", ".join(sorted({card["device"] for card in study.cards}))
+    hours = sum(sum(card["seconds"].values()) for card in study.cards) / 3600
+    whole = mma_presets.cell(first["dataset"], first["norm"], "std")
+    parts = [
+        f"{first['dataset']}, {first['norm']}, {first['model']} (the paper's: {whole.model}), {first['steps']:,} of"
+        f" {whole.steps:,} steps, inner attacks of {first['attack_steps']} of {whole.attack_steps} steps,"
+        f" {first['n_attack']:,} of {first['n_test']:,} test images under attack. {devices}; {_versions(study.cards)};"
+        f" {hours:.1f} hours in all.",
+        study.table, "### Both papers: certified, estimated, attacked", markdown_table(tables.brackets(study.cards)),
+    ]  # fmt: skip
+    for name, (path, caption) in study.figures.items():
+        parts += [_MMA[name], _image(folder, path, caption)]
+    return [*parts, "### Seconds", markdown_table(robust_report.study_costs(study.cards))]
 
 
 def _study(folder: Path) -> list[str]:

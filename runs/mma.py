@@ -87,8 +87,8 @@ def run(options: Options) -> None:
             run_ensemble(cell, [one for one in members if one.seed == cell.seed], images, workdir)
         else:
             run_robust_cell(cell, images, workdir, mma_presets.published(cell.dataset, cell.norm, cell.method))
-    table, report = publish_study(workdir)
-    print(f"{table}\nreport: {report}")
+    study = publish_study(workdir)
+    print(f"{study.table}\nreport: {study.report}")
 
 
 def check(options: Options) -> list[RobustCell]:

@@ -15,6 +15,7 @@ import tyro
 
 from jaxmargin.lab import tracking
 from jaxmargin.lab.experiments import Cell
+from jaxmargin.lab.robust_training import RobustCell
 from runs import command_line, comparison
 
 __all__ = ["Options", "main"]
@@ -28,7 +29,7 @@ KEPT = (
 
 @dataclass(frozen=True)
 class Options:
-    """Takes over what is finished in workdirs of runs.paper, runs.case_study and runs.questions, beside the paper."""
+    """Takes over what is finished in workdirs of runs.paper, case_study, questions and mma, beside the papers."""
 
     workdirs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Workdirs; none writes the README anew from what is there."""
@@ -63,8 +64,8 @@ def check(workdir: Path, folder: Path) -> None:
     """Refuses a workdir without results, the results folder itself, and other settings than those in the folder."""
     if comparison.kind(workdir) is None:
         raise ValueError(
-            f"workdirs={str(workdir)!r} holds no finished result: pass a workdir of runs.paper, runs.case_study or"
-            " runs.questions"
+            f"workdirs={str(workdir)!r} holds no finished result: pass a workdir of runs.paper, runs.case_study,"
+            " runs.questions or runs.mma"
         )
     if folder.exists() and folder.samefile(workdir):
         raise ValueError(f"workdirs={str(workdir)!r} is in the results already: pass none to write their README anew")
@@ -82,7 +83,8 @@ def settings(folder: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for path in folder.glob("**/cards/*.json"):
         card, place = tracking.read_json(path), path.parent.parent.relative_to(folder).as_posix()
-        fields = {field.name for field in dataclasses.fields(Cell)} - ({"seed"} if place == "." else set())
+        cell = RobustCell if "norm" in card else Cell
+        fields = {field.name for field in dataclasses.fields(cell)} - ({"seed"} if place == "." else set())
         found[f"{place}: {card['model']}-{card['method']}"] = {name: card.get(name) for name in fields}
     if (folder / "result.json").exists():
         card = tracking.read_json(folder / "result.json")
@@ -101,10 +103,10 @@ def take_over(workdir: Path, folder: Path) -> None:
 
 INTRODUCTION = """# Measured
 
-Written by `python -m runs.results` from the files in this folder. Numbers in brackets are those of Wu and Yu (2019),
-Table 1, and what "the paper" is said to show are its claims, to be compared with the figure below. Every card
-(`*/cards/*.json`) says its versions, seconds, preset, seed and sizes, and the device that finished it; the `.npz`
-beside it holds the points.
+Written by `python -m runs.results` from the files in this folder. Numbers in brackets are those of the paper, Table 1
+of Wu and Yu (2019) or, in the folders named mma, Ding et al. (2020), and what "the paper" is said to show are its
+claims, to be compared with the figure below. Every card (`*/cards/*.json`) says its versions, seconds, settings, seed
+and sizes, and the device that finished it; the `.npz` beside it holds the points.
 """
 
 if __name__ == "__main__":

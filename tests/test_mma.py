@@ -1,6 +1,8 @@
 """The MMA study: settings as published, cells of every method from start to report, cut and gone on with."""
 
 import dataclasses
+import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from jaxmargin import models, objectives
 from jaxmargin.lab import robust_report, tracking
 from jaxmargin.lab.data import load
 from jaxmargin.lab.robust_training import ENSEMBLE, RobustCell, kind_of
-from runs import mma, mma_presets
+from runs import mma, mma_presets, results
 
 TINY = [
     *("--steps", "20", "--attack-steps", "3", "--attack-points", "40", "--worst-case-steps", "5"),
@@ -101,6 +103,20 @@ def test_an_ensemble_votes_over_its_members(straight):
     accuracy = np.mean(np.argmax(sum(votes), 1) == digits.test.labels)
     card = tracking.read_json(straight / "cards" / f"digits-l2-{ENSEMBLE}-seed0.json")
     np.testing.assert_allclose(card["clean_accuracy"], accuracy, atol=1e-6)
+
+
+def test_results_take_a_study_over_and_refuse_another_configuration(straight, tmp_path, capsys):
+    assert results.main([str(straight), "--results", str(tmp_path / "results")]) == 0
+    text = (tmp_path / "results" / "README.md").read_text()
+    assert (straight / "table.md").read_text().strip() in text
+    assert "20 of 1,500 steps, inner attacks of 3 of 10 steps, 40 of 360 test images" in text
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
+        assert (tmp_path / "results" / picture).read_bytes().startswith(b"\x89PNG")
+    other = shutil.copytree(straight, tmp_path / straight.name)
+    path = next((other / "cards").glob("*mma-1*.json"))
+    tracking.write_json(path, tracking.read_json(path) | {"steps": 30})
+    assert results.main([str(other), "--results", str(tmp_path / "results")]) == 2
+    assert "has another steps than in" in capsys.readouterr().err
 
 
 def test_another_configuration_in_the_same_workdir_is_refused(straight, capsys):

@@ -12,7 +12,7 @@ from jaxmargin.lab.reports import Section, csv_table, markdown_table, write_repo
 from jaxmargin.lab.robust_training import ENSEMBLE, kind_of
 from jaxmargin.lab.tables import Card, brackets
 
-__all__ = ["place", "publish_study", "study_table"]
+__all__ = ["Study", "place", "publish_study", "study_costs", "study_table"]
 
 _INTRODUCTION = """How far is each test image from the nearest input that is classified otherwise, and which training \
 moves that distance most? Adversarial training (pgd) and TRADES fix the size of the perturbations they train on. \
@@ -43,19 +43,35 @@ nearest adversarial example, and along a random one."""
 _KINDS = ("std", "lcr", "amr", "pgd", ENSEMBLE, "trades", "mma")
 
 
+class Study(NamedTuple):
+    """What ``publish_study`` wrote.
+
+    Attributes:
+      table: the table as Markdown.
+      report: the path of report.html.
+      figures: by kind ("robust", "spread", "line", "landscape"), the path and caption of each.
+      cards: the result cards, in the table's order.
+    """
+
+    table: str
+    report: Path
+    figures: dict[str, tuple[Path, str]]
+    cards: list[Card]
+
+
 class _Cell(NamedTuple):
     card: Card
     arrays: Arrays
 
 
-def publish_study(workdir: Path) -> tuple[str, Path]:
+def publish_study(workdir: Path) -> Study:
     """Writes table.md, table.csv, figures and report.html from the finished cells of a workdir.
 
     Args:
       workdir: with cards/ as ``run_robust_cell`` leaves them.
 
     Returns:
-      (the table as Markdown, the path of the report).
+      Study.
 
     Raises:
       FileNotFoundError: no card is there.
@@ -70,8 +86,11 @@ def publish_study(workdir: Path) -> tuple[str, Path]:
     tracking.write_bytes(workdir / "table.md", (shown + "\n").encode())
     tracking.write_bytes(workdir / "table.csv", csv_table(_numbers(cards)).encode())
     title = f"Margins under every training on {cards[0]['dataset']}, {cards[0]['norm']}"
-    sections = _sections(cells, workdir / "figures")
-    return shown, write_report(workdir / "report.html", title=title, introduction=_INTRODUCTION, sections=sections)
+    figures = _figures(cells, workdir / "figures")
+    report = write_report(
+        workdir / "report.html", title=title, introduction=_INTRODUCTION, sections=_sections(cards, figures)
+    )
+    return Study(shown, report, figures, cards)
 
 
 def place(card: Card) -> tuple[int, float, int]:
@@ -135,31 +154,35 @@ def _numbers(cards: list[Card]) -> list[dict[str, Any]]:
     return rows
 
 
-def _sections(cells: list[_Cell], folder: Path) -> list[Section]:
-    cards = [cell.card for cell in cells]
-    name = f"{cards[0]['dataset']}, {cards[0]['norm']}"
-    first = {cell.card["method"]: cell for cell in reversed(cells)}  # of the first seed
-    first = {card["method"]: first[card["method"]] for card in cards}
+def _figures(cells: list[_Cell], folder: Path) -> dict[str, tuple[Path, str]]:
+    """Draws every figure, of the first seed; by kind, (path, caption)."""
+    name = f"{cells[0].card['dataset']}, {cells[0].card['norm']}"
+    first: dict[str, _Cell] = {}
+    for cell in cells:
+        first.setdefault(cell.card["method"], cell)
     robust = {
         method: ([0.0, *cell.card["epsilons"]], [cell.card["clean_accuracy"], *cell.card["robust_accuracy"]])
         for method, cell in first.items()
     }
     line = one_dimension.measure(one_dimension.loss, one_dimension.classifier())
-    figures = {
+    drawn = {
         "robust": (plots.robust_accuracy_curves(robust, title=name), "Accuracy in the worst case; 0 is clean."),
-        "line": (mma_plots.one_dimension(line, title="Where to lower the loss"), "A point on a line and its margin."),
         "spread": (_spread(_shown(first), name), "Distances of the test images while training."),
+        "line": (mma_plots.one_dimension(line, title="Where to lower the loss"), "A point on a line and its margin."),
         "landscape": (_landscapes(_shown(first), name), "The loss around one test image."),
     }
-    pictures = {key: ((plots.save(figure, folder / f"{key}.png"), text),) for key, (figure, text) in figures.items()}
+    return {kind: (plots.save(figure, folder / f"{kind}.png"), text) for kind, (figure, text) in drawn.items()}
+
+
+def _sections(cards: list[Card], figures: dict[str, tuple[Path, str]]) -> list[Section]:
     return [
         Section("Table", _TABLE, study_table(cards)),
         Section("Both papers on one network", _BOTH, brackets(cards)),
-        Section("Robust accuracy", "The table as curves.", None, pictures["robust"]),
-        Section("Margins spread", _SPREAD, None, pictures["spread"]),
-        Section("Lower the loss where?", _LINE, None, pictures["line"]),
-        Section("Loss landscapes", _PLANE, None, pictures["landscape"]),
-        Section("How these numbers were made", _settings(cards), _costs(cards)),
+        Section("Robust accuracy", "The table as curves.", None, (figures["robust"],)),
+        Section("Margins spread", _SPREAD, None, (figures["spread"],)),
+        Section("Lower the loss where?", _LINE, None, (figures["line"],)),
+        Section("Loss landscapes", _PLANE, None, (figures["landscape"],)),
+        Section("How these numbers were made", _settings(cards), study_costs(cards)),
     ]
 
 
@@ -198,7 +221,15 @@ def _settings(cards: list[Card]) -> str:
     )
 
 
-def _costs(cards: list[Card]) -> list[dict[str, Any]]:
+def study_costs(cards: list[Card]) -> list[dict[str, Any]]:
+    """Sizes of the cells and the seconds of their stages.
+
+    Args:
+      cards: result cards.
+
+    Returns:
+      One row a card.
+    """
     keys = ("method", "steps", "n_attack", "worst_case_steps", "nearest_steps", "n_margin", "num_samples")
     return [
         {key: card[key] for key in keys} | {f"{name} s": f"{value:.1f}" for name, value in card["seconds"].items()}
