@@ -15,6 +15,7 @@ from jaxmargin.lab import data, tracking
 from jaxmargin.lab.compilation import keep_compiled
 from jaxmargin.lab.robust_report import publish_study
 from jaxmargin.lab.robust_training import ENSEMBLE, NETWORKS, RobustCell, kind_of, run_ensemble, run_robust_cell
+from jaxmargin.lab.training import DivergedError
 from runs import command_line, mma_presets
 
 __all__ = ["Options", "main"]
@@ -80,15 +81,21 @@ def run(options: Options) -> None:
             cell.check(images)
     workdir = Path(options.workdir or f"out/mma-{options.dataset}-{options.norm}")
     command_line.claim(workdir, _settings(options))
+    diverged: list[DivergedError] = []
     for number, cell in enumerate(cells, 1):
         print(f"[{number}/{len(cells)}] {cell.name}: {cell.steps:,} steps", file=sys.stderr)
-        if cell.method == ENSEMBLE:
-            members = [one for one in cells if one.method.startswith("pgd-") and one.method != ENSEMBLE]
-            run_ensemble(cell, [one for one in members if one.seed == cell.seed], images, workdir)
-        else:
-            run_robust_cell(cell, images, workdir, mma_presets.published(cell.dataset, cell.norm, cell.method))
+        members = [one for one in cells if one.method.startswith("pgd-") and one.seed == cell.seed]
+        try:
+            if cell.method == ENSEMBLE:
+                run_ensemble(cell, [one for one in members if one.method != ENSEMBLE], images, workdir)
+            else:
+                run_robust_cell(cell, images, workdir, mma_presets.published(cell.dataset, cell.norm, cell.method))
+        except DivergedError as error:  # the others go on
+            diverged.append(error)
     study = publish_study(workdir)
     print(f"{study.table}\nreport: {study.report}")
+    if diverged:
+        raise diverged[0]
 
 
 def check(options: Options) -> list[RobustCell]:

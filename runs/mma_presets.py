@@ -107,7 +107,11 @@ def cell(dataset: str, norm: str, method: str, *, seed: int = 0, **changes: Any)
     place = dataset, norm
     settings: dict[str, Any] = dict(epsilons=EPSILONS[place], min_epsilon=MIN_EPSILON[place], radius=RADIUS[place])
     settings |= {"digits": _digits, "mnist": _mnist, "cifar10": _cifar}[dataset]()
+    whole = settings["steps"]
     settings |= {name: value for name, value in changes.items() if value is not None}
+    rates = settings["learning_rates"]  # those of a shorter training fall as much earlier
+    settings["learning_rates"] = tuple((first * settings["steps"] // whole, rate) for first, rate in rates)
+    settings["trades_step_size"] = 0.01 if place == ("mnist", "linf") else None  # None for 2.5 epsilon / attack_steps
     return RobustCell(dataset=dataset, norm=norm, method=method, seed=seed, **settings)
 
 

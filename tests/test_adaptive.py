@@ -108,6 +108,7 @@ def test_the_soft_boundary_is_never_farther_than_the_classifiers(tiny):
     [
         (dict(epsilon=0.0), "epsilon=0.0 must be"),
         (dict(d_max=-1.0), "d_max=-1.0 must be"),
+        (dict(epsilon=2.2), "epsilon=2.2 exceeds 1.05 d_max = 2.1"),
         (dict(num_steps=0), "num_steps=0"),
         (dict(num_halvings=1.5), "num_halvings=1.5"),
         (dict(box=(1.0, 0.0)), "box"),

@@ -24,6 +24,7 @@ SHAPES = {  # of images and kernel
     "even kernel": ((1, 5, 6, 2), (2, 4, 2, 3)),
     "one channel": ((3, 5, 5, 1), (3, 2, 1, 1)),
     "1 x 1": ((2, 4, 4, 3), (1, 1, 3, 2)),
+    "kernel beyond the image": ((2, 3, 4, 2), (5, 5, 2, 3)),
 }
 
 
@@ -61,6 +62,7 @@ def pull(convolution, x, kernel, padding, **options):
         *itertools.product(["3 x 3"], PADDINGS),
         *itertools.product(["even kernel"], ["SAME", "SAME_LOWER"]),
         *itertools.product(["one channel", "1 x 1"], ["SAME"]),
+        *itertools.product(["kernel beyond the image"], ["SAME", "wide"]),
     ],
 )
 def test_value_and_both_gradients_equal_those_of_jax(shape, padding):

@@ -24,7 +24,8 @@ class Boundary(NamedTuple):
     Attributes:
       x_adv: [*d] the input there, on the far side by less than the bisection's resolution.
       distance: ||x_adv - x||.
-      found: whether there is a boundary; False where none was met up to 1.05 d_max, and x_adv then lies there.
+      found: whether there is a boundary; False where none was met up to 1.05 d_max, and x_adv then lies there, or where
+        the box ends.
     """
 
     x_adv: jax.Array
@@ -70,7 +71,8 @@ def an_pgd(
       Boundary.
 
     Raises:
-      ValueError: epsilon, d_max, num_steps or num_halvings not positive, a box that is empty or does not hold x.
+      ValueError: epsilon, d_max, num_steps or num_halvings not positive, an epsilon known to exceed 1.05 d_max, a box
+        that is empty or does not hold x.
 
     Reference:
       Ding et al. 2020, MMA Training, algorithm 1.
@@ -85,6 +87,8 @@ def an_pgd(
     refuse(logits_fn, x, y, box, num_steps=num_steps, num_halvings=num_halvings)
     checks.positive("epsilon", epsilon)
     checks.positive("d_max", d_max)
+    if not isinstance(epsilon, jax.Array) and epsilon > LONGER * d_max:
+        raise ValueError(f"epsilon={epsilon} exceeds {LONGER} d_max = {LONGER * d_max:g}, where the search ends")
     clip = inside(box)
 
     def loss(z: jax.Array) -> jax.Array:

@@ -50,8 +50,10 @@ LOOKS = {  # by a word in the label
     "estimated": Look("#e69f00", "o"),
     "attacked": Look("#882255", "^"),
 }
+_COLOURS, _MARKERS = ("#cc79a7", "#999933", "#44aa99", "#666666", "#88ccee", "#661100"), "DvPX<>"
+# Each colour with each marker; both change from one look to the next.
 OTHER_LOOKS = tuple(
-    map(Look, ("#cc79a7", "#999933", "#44aa99", "#666666", "#88ccee", "#661100"), ("D", "v", "P", "X", "<", ">"))
+    Look(colour, _MARKERS[(i + turn) % len(_MARKERS)]) for turn in range(6) for i, colour in enumerate(_COLOURS)
 )
 SPLIT_DASHES: dict[str, Any] = {"test": "-", "train": "--"}
 REFERENCE_DASHES = ((0, (6, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))

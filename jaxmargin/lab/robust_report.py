@@ -23,8 +23,8 @@ Here all of them train one network, and all are measured alike."""
 _TABLE = """Accuracy in percent: clean on all test images, and at each epsilon in the worst case over auto-PGD with \
 three losses that cannot saturate, two starts each. AvgRobAcc is the mean over the epsilons, AvgAcc includes the \
 clean one. Distance is the mean over the attacked images of the nearest misclassified input that minimum-norm attacks \
-find in the box, 0 where the image itself is wrong, and its quartiles; numbers in brackets are the paper's, after its \
-full training."""
+find in the box, 0 where the image itself is wrong, over those where one was found, with its quartiles; numbers in \
+brackets are the paper's, on its network and after its full training."""
 
 _BOTH = """Both papers' questions to every method, on the same test points of one network: nothing changes the \
 prediction nearer than the certified distance, something was found at the attacked one, and the sampled estimate of \
@@ -37,8 +37,15 @@ _LINE = """Why the loss has to be lowered at the boundary (Figure 2 of the paper
 units on a line: a step of a fixed length, on the loss at one place or another, and what it does to the margin of the \
 point."""
 
-_PLANE = """The soft margin loss around the first test image (Figure 3 of the paper): along the direction of its \
+_PLANE = """The soft margin loss around a test image (Figure 3 of the paper): along the direction of its \
 nearest adversarial example, and along a random one."""
+
+_ABOUT = {
+    "robust": ("Robust accuracy", "The table as curves."),
+    "spread": ("Margins spread", _SPREAD),
+    "line": ("Lower the loss where?", _LINE),
+    "landscape": ("Loss landscapes", _PLANE),
+}
 
 _KINDS = ("std", "lcr", "amr", "pgd", ENSEMBLE, "trades", "mma")
 
@@ -123,7 +130,7 @@ def _row(card: Card) -> dict[str, str]:
     paper = card["paper"] or {}
     low, middle, high = ("infinite" if value is None else f"{value:.3f}" for value in card["distance_quartiles"])
     percent: Callable[[float], str] = lambda value: f"{100 * value:.2f}"  # noqa: E731
-    found = f"{card['average_distance']:.3f}"
+    found = "–" if card["average_distance"] is None else f"{card['average_distance']:.3f}"
     return {
         "method": card["method"],
         "clean %": percent(card["clean_accuracy"]) + _beside(paper.get("clean_accuracy"), 100),
@@ -134,6 +141,7 @@ def _row(card: Card) -> dict[str, str]:
         "AvgAcc": percent(card["average_accuracy"]),
         "AvgRobAcc": percent(card["average_robust_accuracy"]),
         "distance": found + _beside(paper.get("average_distance"), 1),
+        "not found": str(card["not_found"]),
         "quartiles": f"{low}, {middle}, {high}",
     }
 
@@ -169,8 +177,9 @@ def _figures(cells: list[_Cell], folder: Path) -> dict[str, tuple[Path, str]]:
         "robust": (plots.robust_accuracy_curves(robust, title=name), "Accuracy in the worst case; 0 is clean."),
         "spread": (_spread(_shown(first), name), "Distances of the test images while training."),
         "line": (mma_plots.one_dimension(line, title="Where to lower the loss"), "A point on a line and its margin."),
-        "landscape": (_landscapes(_shown(first), name), "The loss around one test image."),
     }
+    if planes := {method: cell for method, cell in _shown(first).items() if "plane_ends" in cell.arrays}:
+        drawn["landscape"] = (_landscapes(planes, name), "The loss around the first test image that each gets right.")
     return {kind: (plots.save(figure, folder / f"{kind}.png"), text) for kind, (figure, text) in drawn.items()}
 
 
@@ -178,10 +187,7 @@ def _sections(cards: list[Card], figures: dict[str, tuple[Path, str]]) -> list[S
     return [
         Section("Table", _TABLE, study_table(cards)),
         Section("Both papers on one network", _BOTH, brackets(cards)),
-        Section("Robust accuracy", "The table as curves.", None, (figures["robust"],)),
-        Section("Margins spread", _SPREAD, None, (figures["spread"],)),
-        Section("Lower the loss where?", _LINE, None, (figures["line"],)),
-        Section("Loss landscapes", _PLANE, None, (figures["landscape"],)),
+        *(Section(*_ABOUT[kind], None, (figure,)) for kind, figure in figures.items()),
         Section("How these numbers were made", _settings(cards), study_costs(cards)),
     ]
 
@@ -212,12 +218,14 @@ def _landscapes(cells: dict[str, _Cell], title: str) -> Any:
 
 def _settings(cards: list[Card]) -> str:
     card = cards[0]
-    versions = ", ".join(f"{name} {version}" for name, version in card["versions"].items())
+    devices = ", ".join(sorted({one["device"] for one in cards}))
+    seen = sorted({f"{name} {version}" for one in cards for name, version in one["versions"].items()})
+    versions = ", ".join(seen)
     rates = ", ".join(f"{rate:g} from step {first:,}" for first, rate in card["learning_rates"])
     return (
         f"{card['model']}, {card['n_train']:,} training and {card['n_test']:,} test images, batches of"
         f" {card['batch_size']}, {card['optimizer']} at rate {rates}; inner attacks of {card['attack_steps']} steps."
-        f" {card['device']}. {versions}."
+        f" {devices}. {versions}."
     )
 
 

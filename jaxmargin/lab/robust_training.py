@@ -6,6 +6,7 @@ network.
 
 import functools
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from jaxmargin.lab.parameters import read_params, write_params
 from jaxmargin.lab.resuming import Stopwatch, train
 from jaxmargin.lab.robustness import BOX, bounds, broken_in_the_worst_case
 from jaxmargin.lab.training import TrainState, evaluator, init_state, train_epoch
+from jaxmargin.lipschitz import default_chunk_size
 from jaxmargin.losses import soft_logit_margin
 from jaxmargin.margins import Margins, lipschitz_margin
 from jaxmargin.models import Model
@@ -66,6 +68,7 @@ class RobustCell:
     attack_steps: int
     min_epsilon: float
     trades_beta: float
+    trades_step_size: float | None
     lam: float
     beta: float
     tau: float
@@ -96,6 +99,9 @@ class RobustCell:
             raise ValueError(f"validation={self.validation} leaves none of the {n} training images of {data.name}")
         if self.points > (n := len(data.test.labels)):
             raise ValueError(f"points={self.points} is more than the {n} test images of {data.name}")
+        default_chunk_size(self.num_samples, data.train.images[0].size)
+        if self.bfloat16 and self.model != "wrn-28-4":
+            raise ValueError(f"bfloat16 is for wrn-28-4, not for {self.model}: leave it out")
         if not all(near < far for near, far in zip(self.epsilons, self.epsilons[1:], strict=False)):
             raise ValueError(f"epsilons={self.epsilons} must rise")
         self.build_objective()
@@ -117,7 +123,7 @@ class RobustCell:
         if kind == "pgd":
             return objectives.adversarial(epsilon=size, **options)
         if kind == "trades":
-            return objectives.trades(epsilon=size, beta=self.trades_beta, **options)
+            return objectives.trades(epsilon=size, beta=self.trades_beta, step_size=self.trades_step_size, **options)
         return objectives.mma(d_max=size, min_epsilon=min(self.min_epsilon, size), **options)
 
     def build_optimizer(self) -> optax.GradientTransformation:
@@ -153,7 +159,7 @@ def kind_of(method: str) -> tuple[str, float]:
       (kind, size).
 
     Raises:
-      ValueError: an unknown kind, or a size that is missing, not wanted or not positive.
+      ValueError: an unknown kind, or a size that is missing, not wanted, not positive or not in its shortest form.
 
     >>> kind_of("pgd-1.5")
     ('pgd', 1.5)
@@ -166,8 +172,8 @@ def kind_of(method: str) -> tuple[str, float]:
         value = float(size)
     except ValueError:
         value = math.nan
-    if kind not in SIZED or not 0 < value < math.inf:
-        raise ValueError(f"method {method!r} is unknown: choose from {', '.join(known)}")
+    if kind not in SIZED or not 0 < value < math.inf or f"{value:g}" != size:
+        raise ValueError(f"method {method!r} is unknown: choose from {', '.join(known)}, sizes like 0.5 or 2")
     return kind, value
 
 
@@ -195,7 +201,7 @@ def run_robust_cell(
     cell.check(data)
     run = _Training(cell, data, workdir / "cells" / cell.name)
     params = run.train()
-    return _write_card(path, run.evaluation(run.model.apply), params, paper)
+    return _write_card(path, run.evaluation(run.model.apply), params, {"paper": paper})
 
 
 def run_ensemble(cell: RobustCell, members: Sequence[RobustCell], data: Dataset, workdir: Path) -> dict[str, Any]:
@@ -213,21 +219,36 @@ def run_ensemble(cell: RobustCell, members: Sequence[RobustCell], data: Dataset,
     Raises:
       ValueError: a member's parameters are of another network.
     """
-    path = workdir / "cards" / f"{cell.name}.json"
-    if path.exists():
-        return tracking.read_json(path)
-    run = _Training(cell, data, workdir / "cells" / cell.name)
+    path, folder = workdir / "cards" / f"{cell.name}.json", workdir / "cells" / cell.name
+    names = [member.method for member in members]
+    if path.exists() and (card := tracking.read_json(path))["members"] == names:
+        return card
+    if (folder / "members.json").exists() and tracking.read_json(folder / "members.json") != names:
+        shutil.rmtree(folder)  # what others voted
+    tracking.write_json(folder / "members.json", names)
+    run = _Training(cell, data, folder)
     like = jax.eval_shape(run.model.init, jax.random.key(0))
     params = [read_params(workdir / "cells" / member.name / "params.npz", like) for member in members]
-    return _write_card(path, run.evaluation(ensemble(run.model.apply)), params, None)
+    return _write_card(path, run.evaluation(_vote(run.model.apply)), params, {"members": names, "paper": None})
 
 
-def _write_card(path: Path, evaluation: "_Evaluation", params: Any, paper: dict[str, float] | None) -> dict[str, Any]:
+_vote = functools.cache(ensemble)
+
+
+def _write_card(path: Path, evaluation: "_Evaluation", params: Any, more: dict[str, Any]) -> dict[str, Any]:
     arrays = evaluation.arrays(params)
-    card = tracking.plain(evaluation.card(params, arrays) | {"paper": paper})
+    card = tracking.plain(evaluation.card(params, arrays) | more)
     tracking.write_arrays(path.with_suffix(".npz"), arrays)
     tracking.write_json(path, card)
     return card
+
+
+@functools.cache
+def _soft_losses(apply_fn: Callable[[Any, jax.Array], jax.Array]) -> Callable[..., jax.Array]:
+    """(params, xs [m, *d], y) -> the soft margin loss at each, [m]."""
+    return jax.jit(
+        lambda params, xs, y: jax.lax.map(lambda x: -soft_logit_margin(apply_fn(params, x), y), xs, batch_size=_GRID)
+    )
 
 
 class _Training:
@@ -266,7 +287,7 @@ class _Training:
                     line |= {f"{name}_loss": float(loss), f"{name}_error": float(error)}
             if call in moments:
                 distance = evaluation.distances(state.params, moments[call])
-                line["average_distance"] = float(np.mean(np.where(np.isfinite(distance), distance, 0.0)))
+                line["average_distance"] = _mean(distance)
             tracking.append_record(path, line)
 
         def resume(done: int, state: TrainState) -> None:
@@ -286,6 +307,12 @@ class _Training:
         )  # fmt: skip
         write_params(self.folder / "params.npz", state.params)
         return state.params
+
+
+def _mean(distance: np.ndarray) -> float:
+    """Of the distances found; NaN where none was."""
+    finite = distance[np.isfinite(distance)]
+    return float(finite.mean()) if len(finite) else math.nan
 
 
 class _Evaluation:
@@ -327,10 +354,9 @@ class _Evaluation:
         shares = [share for share in MOMENTS if self._moment(share).exists()] or [MOMENTS[-1]]
         found = [self.distances(params, share) for share in shares]
         with self.clock.stage("worst_case"):
-            xs, ys = self.attacked
             broken = broken_in_the_worst_case(
-                self.apply_fn, params, self.keys["worst"], xs, ys, epsilons=self.cell.epsilons,
-                num_steps=self.cell.worst_case_steps, before=np.zeros((len(xs), len(self.cell.epsilons)), bool),
+                self.apply_fn, params, self.keys["worst"], *self.attacked, epsilons=self.cell.epsilons,
+                num_steps=self.cell.worst_case_steps, before=found[-1][:, None] <= np.asarray(self.cell.epsilons),
                 folder=self.folder, label=self.cell.name, norm=self.norm,
             )  # fmt: skip
         return {
@@ -357,24 +383,23 @@ class _Evaluation:
         return {"index": self.index, "margin": margins["margin"], **found}
 
     def _landscape(self, params: Any, distance: np.ndarray) -> Arrays:
-        """The soft margin loss in a plane through the first test image: along its attack, and a random direction."""
-        x, y = (jnp.asarray(array[0]) for array in self.attacked)
-        path = self.folder / "nearest.npz"
-        fields = dict(path=path, label=f"{self.cell.name} landscape", fields=("x_adv", "distance"))
-        nearest = measure(self.nearest, params, self.keys["plane"], x[None], y[None], **fields)  # type: ignore[arg-type]
-        along = jnp.asarray(nearest["x_adv"][0]) - x
-        other = jax.random.normal(jax.random.fold_in(self.keys["plane"], 1), x.shape)
-        along = along / jnp.maximum(l2.size(along), 1e-12)
-        other = other - jnp.vdot(other, along) * along
-        along, other = (vector / jnp.maximum(self.norm.size(vector), 1e-12) for vector in (along, other))
-        ends = _REACH * self.cell.epsilons[-1] * np.linspace(-1, 1, _GRID)
-
-        def loss(place: jax.Array) -> jax.Array:
-            return -soft_logit_margin(self.apply_fn(params, x + place[0] * along + place[1] * other), y)
-
-        places = np.stack(np.meshgrid(ends, ends, indexing="ij"), -1).reshape(-1, 2).astype(np.float32)
-        values = np.asarray(jax.jit(lambda places: jax.lax.map(loss, places))(places)).reshape(_GRID, _GRID)
-        return {"plane_ends": ends, "plane_loss": values}
+        """The soft margin loss in a plane through the first image that is right: along its attack, and at random."""
+        chosen = np.flatnonzero((distance > 0) & np.isfinite(distance))[:1]
+        if not len(chosen):
+            return {}
+        x, y = (array[chosen] for array in self.attacked)
+        with self.clock.stage("landscape"), jax.default_matmul_precision("float32"):
+            nearest = self.nearest(params, jax.random.fold_in(self.keys["plane"], 0), x, y)
+            along = nearest.x_adv[0] - x[0]
+            other = jax.random.normal(jax.random.fold_in(self.keys["plane"], 1), along.shape)
+            along = along / l2.size(along)
+            other = other - jnp.vdot(other, along) * along
+            ends = _REACH * self.cell.epsilons[-1] * np.linspace(-1, 1, _GRID)
+            lengths = np.asarray(ends, np.float32)[:, None, None, None]
+            first, second = (lengths * (vector / self.norm.size(vector))[None] for vector in (along, other))
+            places = (x[None] + first[:, None] + second[None]).reshape(-1, *along.shape)
+            values = _soft_losses(self.apply_fn)(params, places, y[0])
+        return {"plane_image": chosen, "plane_ends": ends, "plane_loss": np.asarray(values).reshape(_GRID, _GRID)}
 
     def card(self, params: Any, arrays: Arrays) -> dict[str, Any]:
         """The result card."""
@@ -384,6 +409,7 @@ class _Evaluation:
         clean = 1 - float(error)
         distance = arrays["distance"][-1]
         estimated, attacked = np.abs(arrays["margin"]), arrays["attacked"]
+        shows_layers = getattr(self.apply_fn, "layers", None) is not None  # without them nothing can be certified
         return asdict(cell) | {
             "n_train": len(data.train.labels) - cell.validation,
             "n_test": len(data.test.labels),
@@ -393,11 +419,11 @@ class _Evaluation:
             "robust_accuracy": robust,
             "average_robust_accuracy": float(np.mean(robust)),
             "average_accuracy": float(np.mean([clean, *robust])),
-            "average_distance": float(np.mean(np.where(np.isfinite(distance), distance, 0.0))),
-            "distance_quartiles": np.quantile(distance, (0.25, 0.5, 0.75)).tolist(),
+            "average_distance": _mean(distance),
+            "distance_quartiles": np.quantile(distance, (0.25, 0.5, 0.75), method="inverted_cdf").tolist(),
             "not_found": int(np.sum(~np.isfinite(distance))),
             "average_margin": float(np.mean(estimated)),
-            "average_certified": float(np.mean(arrays["certified"])),
+            "average_certified": float(np.mean(arrays["certified"])) if shows_layers else None,
             "average_attacked": float(np.mean(attacked)),
             "contradicted_fraction": float(np.mean(estimated > attacked * (1 + ROUNDING))),
             "device": tracking.device_name(),

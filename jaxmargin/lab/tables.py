@@ -64,7 +64,7 @@ def brackets(cards: list[Card]) -> list[dict[str, str]]:
     """
     return [
         _who(card, cards) | {
-            "average certified": f"{card['average_certified']:.3f}",
+            "average certified": "–" if (proven := card["average_certified"]) is None else f"{proven:.3f}",
             "average estimated": f"{card['average_margin']:.3f}",
             "average attacked": "infinite" if (value := card["average_attacked"]) is None else f"{value:.3f}",
             "estimate contradicted %": f"{100 * card['contradicted_fraction']:.1f}",

@@ -78,7 +78,8 @@ def train_step(
     """One step on  mean_i example_loss_i + penalty(params),  then the objective's retraction.
 
     The objective's inner search comes first, at the parameters before the step and as when measuring. A network with
-    batch normalisation averages over the batch in the loss; its running statistics move on by the passes made there.
+    batch normalisation averages over the batch in each pass of the loss by itself; its running statistics move on
+    once, by the mean of the passes.
 
     Args:
       apply_fn: (params, x [*d], key) -> logits [c], the key for dropout; see ``models.Apply`` for batch normalisation.
@@ -130,11 +131,11 @@ def _prepare(
     remembered = state.memory[batch.rows]
     if objective.prepare is None:
         return remembered, state.memory
-    search = objective.prepare
+    search, fast = objective.prepare, loopable(apply_fn)  # the search loops, where its convolutions must be fast too
 
     def one(params: Any, key: jax.Array, x: jax.Array, y: jax.Array, memory: jax.Array) -> tuple[Any, jax.Array]:
         key_search = jax.random.fold_in(key, _APART)
-        return search(lambda z: apply_fn(params, z, None), key_search, x, y, memory, state.step)
+        return search(lambda z: fast(params, z, None), key_search, x, y, memory, state.step)
 
     run = loopable(jax.vmap(one, in_axes=(None, 0, 0, 0, 0)))
     given, found = run(state.params, keys, batch.x, batch.y, remembered)

@@ -16,7 +16,7 @@ __all__ = ["mma"]
 
 
 class _Given(NamedTuple):
-    x_adv: jax.Array  # on the boundary; x itself where it is wrong
+    x_adv: jax.Array  # on the boundary; x itself where it is wrong, or its boundary too far away
     counts: jax.Array  # 0 where the boundary is farther away than d_max, else 1
 
 
