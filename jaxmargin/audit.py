@@ -13,10 +13,10 @@ from jaxmargin.margins import lipschitz_margin
 from jaxmargin.norms import Norm, l2
 from jaxmargin.together import Together
 
-__all__ = ["ROUNDING", "Bracket", "bracket"]
+__all__ = ["Bracket", "bracket", "contradicts"]
 
-# Relative to a distance, what float32 leaves open: no contradiction is claimed within it.
-ROUNDING = 1e-4
+# What float32 leaves open, relative to a distance and at inputs of size 1: no contradiction is claimed within it.
+_RELATIVE, _ABSOLUTE = 1e-4, 2e-6
 
 
 class Bracket(NamedTuple):
@@ -91,6 +91,19 @@ def bracket(
     return _TOGETHER.alone(logits_fn, key, x, y, **options)
 
 
+def contradicts(estimated: Any, attacked: Any) -> Any:
+    """Whether an estimated distance exceeds that of a misclassified input by more than float32 leaves open.
+
+    Args:
+      estimated: distances, [n] or one.
+      attacked: distances of misclassified inputs, likewise.
+
+    Returns:
+      Bools, likewise.
+    """
+    return estimated > attacked * (1 + _RELATIVE) + _ABSOLUTE
+
+
 def _together(
     logits_fn: Callable[[jax.Array], jax.Array],
     key: jax.Array,
@@ -123,7 +136,7 @@ def _together(
         certified=certificate.distance,
         estimated=estimated,
         attacked=attack.distance,
-        contradicts=estimated > attack.distance * (1 + ROUNDING),
+        contradicts=contradicts(estimated, attack.distance),
         predicted=estimate.predicted,
         capped=estimate.capped,
         supported=certificate.supported,

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from jaxmargin import checks, health, models, objectives
-from jaxmargin.audit import ROUNDING
+from jaxmargin.audit import contradicts
 from jaxmargin.batching import Measurement
 from jaxmargin.lab import tracking
 from jaxmargin.lab.data import Dataset, Split, margin_points
@@ -247,7 +247,7 @@ class _Run:
         final = {name: self._summary({f: arrays[f"{name}_{f}"][-1] for f in Margins._fields}) for name in self.splits}
         last = tracking.read_records(self.folder / "metrics.jsonl")[-1]
         estimated, attacked = np.abs(arrays["test_margin"][-1]), arrays["test_attacked"]
-        contradicted = estimated > attacked * (1 + ROUNDING)
+        contradicted = contradicts(estimated, attacked)
         right = arrays["test_margin"][-1] > 0
         flags = [
             *logits["flags"],

@@ -20,7 +20,7 @@ import optax
 from jaxmargin import checks, models, objectives
 from jaxmargin.adapters import ensemble
 from jaxmargin.attacks import minimum_norm
-from jaxmargin.audit import ROUNDING
+from jaxmargin.audit import contradicts
 from jaxmargin.augmentation import crop_and_flip
 from jaxmargin.lab import tracking
 from jaxmargin.lab.data import Dataset, Split, margin_points
@@ -425,7 +425,7 @@ class _Evaluation:
             "average_margin": float(np.mean(estimated)),
             "average_certified": float(np.mean(arrays["certified"])) if shows_layers else None,
             "average_attacked": float(np.mean(attacked)),
-            "contradicted_fraction": float(np.mean(estimated > attacked * (1 + ROUNDING))),
+            "contradicted_fraction": float(np.mean(contradicts(estimated, attacked))),
             "device": tracking.device_name(),
             "versions": tracking.versions(),
             "seconds": self.clock.seconds(),
