@@ -42,8 +42,8 @@ def distance(params, x, y, order, hard=False):
         rays = np.stack([np.cos(angles), np.sin(angles)], 1)
         rays /= np.linalg.norm(rays, order, axis=1, keepdims=True)
         loss = lambda sizes: soft_losses(params, x + sizes[:, None] * rays, y, hard)  # noqa: E731
-        grid = np.linspace(0, 6, 301)
-        over = np.stack([loss(np.full(len(angles), size)) for size in grid]) >= 0  # [301, m]
+        grid = np.linspace(0, 6, 151)
+        over = np.stack([loss(np.full(len(angles), size)) for size in grid]) >= 0  # [151, m]
         first = np.argmax(over, 0)
         low, high = grid[np.maximum(first - 1, 0)], np.where(over.any(0), grid[first], np.inf)
         low = np.where(np.isinf(high), 0, low)
@@ -54,11 +54,11 @@ def distance(params, x, y, order, hard=False):
         return high, rays
 
     centre, width = 0.0, np.pi
-    for _ in range(6):  # a finer fan around the nearest ray each time
-        angles = np.linspace(centre - width, centre + width, 401)
+    for _ in range(5):  # a finer fan around the nearest ray each time
+        angles = np.linspace(centre - width, centre + width, 201)
         sizes, rays = crossing(angles)
         best = np.argmin(sizes)
-        centre, width = angles[best], width / 50
+        centre, width = angles[best], width / 40
     return sizes[best], sizes[best] * rays[best]
 
 
@@ -138,12 +138,16 @@ def test_with_two_classes_the_soft_margin_is_the_logit_margin():
     np.testing.assert_allclose(soft_logit_margin(logits, 0), logit_margin(logits, 0), rtol=1e-6)
 
 
-def gradient_at(objective, params, x, y, memory=1.0, seed=0):
-    given, _ = prepared(objective, params, x, y, memory, seed)
-    loss = lambda params: objective.example_loss(  # noqa: E731
-        functools.partial(logits_of, params), jax.random.key(1), x, y, given
-    )
+@functools.partial(jax.jit, static_argnums=0)
+def slopes(objective, params, x, y, memory, key):
+    """The gradient of one example's loss in the parameters, after the search."""
+    given, _ = objective.prepare(functools.partial(logits_of, params), key, x, y, memory, jnp.array(0))
+    loss = lambda params: objective.example_loss(functools.partial(logits_of, params), key, x, y, given)  # noqa: E731
     return jax.grad(loss)(params)
+
+
+def gradient_at(objective, params, x, y, memory=1.0, seed=0):
+    return slopes(objective, params, x, jnp.asarray(y), jnp.asarray(memory), jax.random.key(seed))
 
 
 def prepared(objective, params, x, y, memory=1.0, seed=0):
