@@ -94,7 +94,7 @@ def train(
       keep: epochs with a checkpoint of their own; others get one now and then.
       resume: (epochs done, state), called once before the first epoch.
       record: (epoch, state after it), called after each.
-      unit: what the progress bar calls an epoch.
+      unit: what an epoch is called.
 
     Returns:
       The state after the last epoch.
@@ -108,7 +108,7 @@ def train(
             state = checkpoints.restore(done, state)
         resume(done, state)
         saved = time.monotonic()
-        steps = fit(epoch_fn, state, images, labels, epochs=epochs, first=done + 1)
+        steps = fit(epoch_fn, state, images, labels, epochs=epochs, first=done + 1, unit=unit)
         with tqdm(total=epochs, initial=done, desc=f"{label} training", unit=unit, leave=False) as bar:
             try:
                 for epoch, state, _ in clock.timed("train", steps):

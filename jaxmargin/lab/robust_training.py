@@ -303,7 +303,7 @@ class _Training:
         state = init_state(self.model.init(self.key_init), optimizer, self.key_train, len(labels))
         state = train(
             epoch_fn, state, images, labels, epochs=calls, folder=self.folder, label=cell.name, clock=self.clock,
-            keep=due, resume=resume, record=record, unit=f"{cell.chunk} steps",
+            keep=due, resume=resume, record=record, unit="call",
         )  # fmt: skip
         write_params(self.folder / "params.npz", state.params)
         return state.params

@@ -45,11 +45,11 @@ class DivergedError(ArithmeticError):
 
     Attributes:
       step: the first optimiser step whose loss was not finite, counted from 1.
-      epoch: the epoch it fell in, counted from 1.
+      epoch: the epoch, or call of parts of epochs, that it fell in, counted from 1.
     """
 
-    def __init__(self, step: int, epoch: int) -> None:
-        super().__init__(f"the loss is not finite at step {step} (epoch {epoch})")
+    def __init__(self, step: int, epoch: int, unit: str = "epoch") -> None:
+        super().__init__(f"the loss is not finite at step {step} ({unit} {epoch})")
         self.step, self.epoch = step, epoch
 
 
@@ -249,6 +249,7 @@ def fit(
     *,
     epochs: int,
     first: int = 1,
+    unit: str = "epoch",
 ) -> Iterator[tuple[int, TrainState, float]]:
     """Trains epoch by epoch.
 
@@ -259,6 +260,7 @@ def fit(
       labels: [n].
       epochs: the last epoch to run.
       first: the first epoch to run, counted from 1.
+      unit: what one is called where ``epoch_fn`` does parts of epochs.
 
     Yields:
       (epoch, state after it, mean objective of its steps); the state is donated when the next one is asked for.
@@ -270,9 +272,9 @@ def fit(
         state, values = epoch_fn(state, images, labels)
         finite = np.isfinite(np.asarray(values))
         if not finite.all():
-            raise DivergedError((number - 1) * len(finite) + int(np.argmin(finite)) + 1, number)
+            raise DivergedError((number - 1) * len(finite) + int(np.argmin(finite)) + 1, number, unit)
         if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state.params)):
-            raise DivergedError(number * len(finite), number)
+            raise DivergedError(number * len(finite), number, unit)
         yield number, state, float(values.mean())
 
 
