@@ -13,8 +13,9 @@ from typing import Any
 from jaxmargin import checks
 from jaxmargin.lab import data, tracking
 from jaxmargin.lab.compilation import keep_compiled
+from jaxmargin.lab.robust_cell import ENSEMBLE, NETWORKS, RobustCell, kind_of
 from jaxmargin.lab.robust_report import publish_study
-from jaxmargin.lab.robust_training import ENSEMBLE, NETWORKS, RobustCell, kind_of, run_ensemble, run_robust_cell
+from jaxmargin.lab.robust_training import run_ensemble, run_robust_cell
 from jaxmargin.lab.training import DivergedError
 from runs import command_line, mma_presets
 

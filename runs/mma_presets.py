@@ -7,7 +7,7 @@ takes minutes on two CPU cores. lcr and amr, which are not in it either, train w
 from typing import Any
 
 from jaxmargin import checks
-from jaxmargin.lab.robust_training import ENSEMBLE, NORMS, RobustCell, kind_of
+from jaxmargin.lab.robust_cell import ENSEMBLE, NORMS, RobustCell, kind_of
 
 __all__ = ["DATASETS", "cell", "methods", "published"]
 

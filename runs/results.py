@@ -15,7 +15,7 @@ import tyro
 
 from jaxmargin.lab import tracking
 from jaxmargin.lab.experiments import Cell
-from jaxmargin.lab.robust_training import RobustCell
+from jaxmargin.lab.robust_cell import RobustCell
 from runs import command_line, comparison
 
 __all__ = ["Options", "main"]

@@ -60,8 +60,12 @@ LAB = {
     "publishing": {"evaluation", "experiments", "plots", "reports", "tables", "tracking"},
     "reports": {"tracking"},
     "resuming": {"checkpoints", "tracking", "training"},
+    "robust_cell": {"data", "robustness"},
+    "robust_evaluation": {
+        *("data", "evaluation", "resuming", "robust_cell", "robustness", "tracking", "training"),
+    },
     "robust_report": {
-        *("evaluation", "mma_plots", "one_dimension", "plots", "reports", "robust_training", "tables", "tracking"),
+        *("evaluation", "mma_plots", "one_dimension", "plots", "reports", "robust_cell", "tables", "tracking"),
     },
     "robust_training": {"*"},
     "robustness": {"evaluation"},

@@ -13,7 +13,7 @@ import pytest
 from jaxmargin import models, objectives
 from jaxmargin.lab import robust_report, tracking
 from jaxmargin.lab.data import load
-from jaxmargin.lab.robust_training import ENSEMBLE, RobustCell, kind_of
+from jaxmargin.lab.robust_cell import ENSEMBLE, RobustCell, kind_of
 from runs import mma, mma_presets, results
 
 TINY = [

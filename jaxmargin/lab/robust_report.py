@@ -9,7 +9,7 @@ import numpy as np
 from jaxmargin.lab import mma_plots, one_dimension, plots, tracking
 from jaxmargin.lab.evaluation import Arrays, read_arrays
 from jaxmargin.lab.reports import Section, csv_table, markdown_table, write_report
-from jaxmargin.lab.robust_training import ENSEMBLE, kind_of
+from jaxmargin.lab.robust_cell import ENSEMBLE, kind_of
 from jaxmargin.lab.tables import Card, brackets
 
 __all__ = ["Study", "place", "publish_study", "study_costs", "study_table"]
