@@ -48,7 +48,8 @@ class Options:
     repetitions: int = 5
     """Timed calls of each; medians are reported."""
     batch_size: int = 50
-    """Images a step, by default the paper's on MNIST; those that fill no batch are left out, so that all steps cost the same."""
+    """Images a step, by default the paper's on MNIST; those that fill no batch are left out, so that all steps cost the
+    same."""
     attack_steps: int = 10
     """Steps of PGD."""
     halvings: int = 10

@@ -169,21 +169,11 @@ def train_epoch(
       epoch(state, images [n, *d] uint8, labels [n]) -> (state, objective values [steps]); the old state is donated.
     """
 
-    def begin(state: TrainState, images: jax.Array, labels: jax.Array) -> TrainState:
-        """The state with what the objective remembers of the training set before an epoch."""
-        if objective.refresh is None:
-            return state
-        refresh = objective.refresh
-
-        def one(example: tuple[jax.Array, jax.Array]) -> jax.Array:
-            return refresh(lambda x: apply_fn(state.params, x, None), example[0] / scale, example[1])
-
-        return state._replace(memory=jax.lax.map(one, (images, labels), batch_size=_EVALUATION_BATCH))
-
     @functools.partial(jax.jit, donate_argnums=0)
     def epoch(state: TrainState, images: jax.Array, labels: jax.Array) -> tuple[TrainState, jax.Array]:
         index, weights = _batches(len(labels), batch_size)
         steps = len(index)
+        begin = functools.partial(_refreshed, apply_fn, objective, images, labels, scale)
 
         def shuffled(step: jax.Array) -> jax.Array:
             return jax.random.permutation(jax.random.fold_in(state.key, -1 - step // steps * steps), len(labels))
@@ -193,7 +183,7 @@ def train_epoch(
             if num_steps is not None:
                 first = state.step % steps == 0
                 order = jax.lax.cond(first, shuffled, lambda step: order, state.step)
-                state = jax.lax.cond(first, lambda state: begin(state, images, labels), lambda state: state, state)
+                state = jax.lax.cond(first, begin, lambda state: state, state)
             rows = order[index[state.step % steps]]
             chosen = images[rows]
             if augment is not None:
@@ -204,11 +194,30 @@ def train_epoch(
             return (state, order), value
 
         with jax.default_matmul_precision("float32"):
-            state = begin(state, images, labels) if num_steps is None else state
+            state = begin(state) if num_steps is None else state
             carry, values = jax.lax.scan(step, (state, shuffled(state.step)), length=num_steps or steps)
         return carry[0], values
 
     return epoch
+
+
+def _refreshed(
+    apply_fn: Callable[..., jax.Array],
+    objective: Objective,
+    images: jax.Array,
+    labels: jax.Array,
+    scale: float,
+    state: TrainState,
+) -> TrainState:
+    """The state with what the objective remembers of the training set before an epoch."""
+    if objective.refresh is None:
+        return state
+    refresh = objective.refresh
+
+    def one(example: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return refresh(lambda x: apply_fn(state.params, x, None), example[0] / scale, example[1])
+
+    return state._replace(memory=jax.lax.map(one, (images, labels), batch_size=_EVALUATION_BATCH))
 
 
 @functools.lru_cache(maxsize=64)
