@@ -16,7 +16,7 @@ from jaxmargin import checks
 from jaxmargin.lab import tracking
 from jaxmargin.lab.training import DivergedError
 
-__all__ = ["SETTINGS", "claim", "exit_code", "parse", "stopped"]
+__all__ = ["SETTINGS", "check_sizes", "claim", "exit_code", "parse", "stopped"]
 
 SETTINGS = "settings.json"
 
@@ -69,6 +69,25 @@ def exit_code(job: Callable[[], None], minutes: float | None = None) -> int:
         print("interrupted: the same command continues from here", file=sys.stderr)
         return 130
     return 0
+
+
+def check_sizes(options: Any, counts: Sequence[str]) -> None:
+    """Refuses counts and seeds of a run that are none.
+
+    Args:
+      options: with the attribute ``seeds``, and one for each count, None where the preset's holds.
+      counts: names of the counts.
+
+    Raises:
+      ValueError: a count below 1, no seed, or a negative one.
+    """
+    for name in counts:
+        if getattr(options, name) is not None:
+            checks.whole(name, getattr(options, name))
+    if not options.seeds:
+        raise ValueError("seeds is empty: pass at least one, such as --seeds 0")
+    for seed in options.seeds:
+        checks.whole("seeds", seed, least=0)
 
 
 def claim(workdir: Path, settings: dict[str, Any]) -> None:

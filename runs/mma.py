@@ -82,21 +82,28 @@ def run(options: Options) -> None:
             cell.check(images)
     workdir = Path(options.workdir or f"out/mma-{options.dataset}-{options.norm}")
     command_line.claim(workdir, _settings(options))
-    diverged: list[DivergedError] = []
+    diverged: dict[str, DivergedError] = {}
     for number, cell in enumerate(cells, 1):
         print(f"[{number}/{len(cells)}] {cell.name}: {cell.steps:,} steps", file=sys.stderr)
-        members = [one for one in cells if one.method.startswith("pgd-") and one.seed == cell.seed]
         try:
-            if cell.method == ENSEMBLE:
-                run_ensemble(cell, [one for one in members if one.method != ENSEMBLE], images, workdir)
-            else:
+            if cell.method != ENSEMBLE:
                 run_robust_cell(cell, images, workdir, mma_presets.published(cell.dataset, cell.norm, cell.method))
+            elif members := _members(cell, cells, diverged):
+                run_ensemble(cell, members, images, workdir)
         except DivergedError as error:  # the others go on
-            diverged.append(error)
-    study = publish_study(workdir)
-    print(f"{study.table}\nreport: {study.report}")
+            diverged[cell.name] = error
+    if any((workdir / "cards").glob("*.json")):
+        study = publish_study(workdir)
+        print(f"{study.table}\nreport: {study.report}")
     if diverged:
-        raise diverged[0]
+        raise next(iter(diverged.values()))
+
+
+def _members(ensemble: RobustCell, cells: list[RobustCell], diverged: dict[str, DivergedError]) -> list[RobustCell]:
+    """The cells that vote: adversarial training of the same seed; none where one of them diverged."""
+    found = [one for one in cells if one.method.startswith("pgd-") and one.method != ENSEMBLE]
+    found = [one for one in found if one.seed == ensemble.seed]
+    return [] if any(one.name in diverged for one in found) else found
 
 
 def check(options: Options) -> list[RobustCell]:
@@ -109,13 +116,7 @@ def check(options: Options) -> list[RobustCell]:
             kind_of(method)
     if ENSEMBLE in chosen and not any(kind_of(method)[0] == "pgd" for method in chosen if method != ENSEMBLE):
         raise ValueError(f"methods has {ENSEMBLE} without a member: add some, such as pgd-1")
-    for name in _COUNTS:
-        if getattr(options, name) is not None:
-            checks.whole(name, getattr(options, name))
-    if not options.seeds:
-        raise ValueError("seeds is empty: pass at least one, such as --seeds 0")
-    for seed in options.seeds:
-        checks.whole("seeds", seed, least=0)
+    command_line.check_sizes(options, _COUNTS)
     if options.model is not None:
         checks.one_of("model", options.model, NETWORKS)
     ordered = sorted(dict.fromkeys(chosen), key=lambda method: method == ENSEMBLE)

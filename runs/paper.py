@@ -90,13 +90,7 @@ def check(options: Options) -> list[Cell]:
             raise ValueError(f"{name} is empty: choose from {', '.join(known)}")
         for value in chosen:
             checks.one_of(name, value, known)
-    for name in _COUNTS:
-        if getattr(options, name) is not None:
-            checks.whole(name, getattr(options, name))
-    if not options.seeds:
-        raise ValueError("seeds is empty: pass at least one, such as --seeds 0")
-    for seed in options.seeds:
-        checks.whole("seeds", seed, least=0)
+    command_line.check_sizes(options, _COUNTS)
     if options.epsilons is not None and not options.epsilons:
         raise ValueError("epsilons is empty: pass at least one radius, such as --epsilons 0.5 1.0")
     for epsilon in options.epsilons or ():

@@ -117,10 +117,15 @@ def test_an_ensemble_of_others_is_another_one(straight, tmp_path):
 
 
 def test_a_cell_that_diverges_does_not_keep_the_others_from_their_cards(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(RobustCell, "build_optimizer", lambda self: optax.sgd(1e38 if self.method == "std" else 0.1))
-    assert mma.main([*TINY, "--methods", "std", "amr", "--workdir", str(tmp_path)]) == 1
+    monkeypatch.setattr(RobustCell, "build_optimizer", lambda self: optax.sgd(0.1 if self.method == "amr" else 1e38))
+    arguments = [*TINY, "--workdir", str(tmp_path), "--methods", "pgd-0.5", "pgd-ens"]
+    assert mma.main([*arguments, "amr"]) == 1  # and there is no ensemble without all of its members
     said = capsys.readouterr()
-    assert "digits-l2-std-seed0: the loss is not finite" in said.err and "| amr |" in said.out
+    assert "digits-l2-pgd-0.5-seed0: the loss is not finite" in said.err and "| amr |" in said.out
+    assert "pgd-ens" not in said.out
+    assert mma.main([*TINY, "--methods", "std", "--workdir", str(tmp_path / "other")]) == 1
+    said = capsys.readouterr()
+    assert "digits-l2-std-seed0: the loss is not finite" in said.err and not said.out
 
 
 def test_results_take_a_study_over_and_refuse_another_configuration(straight, tmp_path, capsys):
