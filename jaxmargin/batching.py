@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmargin import checks
 from jaxmargin.chunks import CONVOLVING_ROWS, ROWS, by_rows
+from jaxmargin.compiling import convolves, without_slow_kernels
 from jaxmargin.rewriting import loopable
 from jaxmargin.together import Together
 
@@ -96,7 +97,7 @@ def over_batch(
         batch_size = -(-batch_size // rows) * rows
     steps = (
         _divided(functools.partial(step, ROWS), mesh),
-        _divided(functools.partial(step, CONVOLVING_ROWS), mesh, _for_convolutions()),
+        _divided(functools.partial(step, CONVOLVING_ROWS), mesh, without_slow_kernels()),
     )
     checks.box(box := options.get("box"))
     needed = {name for name, p in known.items() if p.default is p.empty} - set(options)
@@ -129,19 +130,6 @@ def _refuse_values(measure: Callable, known: Iterable[str], needed: set[str], va
 def _side_by_side() -> int:
     """Examples that keep the default device busy: on a CPU those that it takes side by side."""
     return ROWS if jax.default_backend() == "cpu" else 8192
-
-
-@functools.cache
-def _for_convolutions() -> dict[str, str]:
-    """Options for compiling convolutions: on a CPU without XLA's YNN kernels, ten times slower on some shapes."""
-    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
-    if jax.default_backend() != "cpu":
-        return {}
-    try:
-        jax.jit(lambda x: x + 1, compiler_options=options).lower(0.0).compile()
-    except jax.errors.JaxRuntimeError:  # a version of XLA without this option
-        return {}
-    return options
 
 
 def _divided(step: Callable, mesh: Mesh | None, compiler_options: dict[str, str] | None = None) -> Callable:
@@ -237,7 +225,7 @@ class Measurement:
         self._refuse(values)
         size, n = self._check(params, xs, ys), len(xs)
         if self._convolves is None:
-            self._convolves = "conv_general_dilated" in str(self._probe.trace(params, _few(xs)).jaxpr)
+            self._convolves = convolves(self._probe.trace(params, _few(xs)))
         step = self._convolving_step if self._convolves else self._step
         given, xs, ys = self._everywhere(_given(params, key, values), xs, ys)
         for start in range(first, n, size):

@@ -3,8 +3,8 @@
 XLA's CPU compiler rewrites convolutions into their fast form outside of loops only; inside ``lax.scan`` or ``lax.map``
 the transposed layouts that autodiff makes for their gradients run 10 to 60 times slower (jax-ml/jax#12868). Here both
 gradients are written out in a form that is fast everywhere: the input's as a plain convolution with the flipped kernel,
-the kernel's as one matrix product per kernel position and image. The convolution itself is XLA's, but for images
-smaller than the kernel, on which XLA's is 5 to 15 times slower than a product of patches.
+the kernel's as one in which the output's gradient is the kernel, a few images at a time. The convolution itself is
+XLA's, but for images smaller than the kernel, on which XLA's is 5 to 15 times slower than a product of patches.
 
 >>> import flax.linen as nn
 >>> layer = nn.Conv(32, (3, 3), conv_general_dilated=conv_general_dilated)   # any flax network, ours or yours
@@ -21,8 +21,8 @@ from jax import lax
 __all__ = ["conv_general_dilated", "max_pool"]
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-# Images whose kernel gradients are computed at once: so few stay in the cache through all positions of the kernel.
-_FEW_IMAGES = 16
+# Positions of g, over all its images, that one convolution makes a kernel gradient of: so few stay in the cache.
+_FEW_POSITIONS = 8192
 # Up to so many channels the gradient of an image is faster as a matrix product than as a convolution.
 _FEW_CHANNELS = 3
 
@@ -169,29 +169,23 @@ def _as_product(kernel: jax.Array, g: jax.Array, full: list[Pair]) -> jax.Array:
 def _kernel_gradient(
     x: jax.Array, shape: tuple[int, ...], g: jax.Array, strides: Pair, pads: Pads, dilation: Pair
 ) -> jax.Array:
-    """Entry (i, j) is the product of g with x shifted by (i, j), added up over images, a few at a time."""
-    few = max(1, min(len(x), _FEW_IMAGES))
-    groups = max(1, -(-len(x) // few))
+    """The convolution of x with g, its positions, channels and images in each other's place, a few images at a time."""
+    groups = max(1, min(len(x), -(-g[..., 0].size // _FEW_POSITIONS)))
+    few = max(1, -(-len(x) // groups))
     missing = (0, groups * few - len(x))  # the last group is filled up with zeros
-    x, images = jnp.pad(x, (missing, *pads, (0, 0))), jnp.pad(g, (missing, (0, 0), (0, 0), (0, 0)))
-
-    def window(x: jax.Array, *position: int) -> jax.Array:
-        starts = [at * d for at, d in zip(position, dilation, strict=True)]
-        rows, columns = (
-            slice(start, start + (size - 1) * step + 1, step)
-            for start, size, step in zip(starts, g.shape[1:3], strides, strict=True)
-        )
-        return x[:, rows, columns].reshape(few, -1, shape[2])
-
-    def entries(x: jax.Array, g: jax.Array) -> jax.Array:
-        g = lax.optimization_barrier(g.reshape(few, -1, shape[3]).swapaxes(1, 2))  # transposed once, not at each entry
-        return jnp.stack([jnp.einsum("nop,npi->noi", g, window(x, *at)).sum(0) for at in np.ndindex(shape[:2])])
+    x, g = jnp.pad(x, (missing, *pads, (0, 0))), jnp.pad(g, (missing, (0, 0), (0, 0), (0, 0)))
+    rows, columns = ((g.shape[i + 1] - 1) * strides[i] + (shape[i] - 1) * dilation[i] + 1 for i in range(2))
+    x = x[:, :rows, :columns]  # all that any window reads
 
     def group(number: jax.Array | int) -> jax.Array:
-        return entries(*(lax.dynamic_slice_in_dim(array, number * few, few) for array in (x, images)))
+        images, g_few = (lax.dynamic_slice_in_dim(array, number * few, few) for array in (x, g))
+        images, g_few = lax.optimization_barrier((images.transpose(3, 1, 2, 0), g_few.transpose(1, 2, 0, 3)))
+        return lax.conv_general_dilated(  # [i, kh, kw, o]
+            images, g_few, dilation, "VALID", rhs_dilation=strides, dimension_numbers=_LAYOUT
+        )
 
     total = lax.fori_loop(1, groups, lambda number, total: total + group(number), group(0))
-    return total.swapaxes(1, 2).reshape(shape)
+    return total.transpose(1, 2, 0, 3)
 
 
 _conv.defvjp(_forward, _backward)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxmargin.compiling import jit
 from jaxmargin.losses import cross_entropy
 from jaxmargin.models import BATCH
 from jaxmargin.objectives import Objective
@@ -169,7 +170,7 @@ def train_epoch(
       epoch(state, images [n, *d] uint8, labels [n]) -> (state, objective values [steps]); the old state is donated.
     """
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(jit, donate_argnums=0)
     def epoch(state: TrainState, images: jax.Array, labels: jax.Array) -> tuple[TrainState, jax.Array]:
         index, weights = _batches(len(labels), batch_size)
         steps = len(index)
@@ -234,7 +235,7 @@ def evaluator(
       evaluate(params, images [n, *d] uint8, labels [n]) -> (mean cross-entropy, error in [0, 1]).
     """
 
-    @jax.jit
+    @jit
     def evaluate(params: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
         def batch(rows: tuple[jax.Array, jax.Array]) -> jax.Array:
             index, weight = rows
