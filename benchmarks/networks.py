@@ -4,6 +4,7 @@ The digits are resized to the shape of MNIST (28 x 28 x 1) or of CIFAR-10 (32 x 
 published sizes and weights that were really trained, without a download. MNIST and CIFAR-10 themselves are an option.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import optax
 from jaxmargin import checks, models, objectives
 from jaxmargin.lab import data
 from jaxmargin.lab.training import evaluator, fit, init_state, train_epoch
-from jaxmargin.layers import Layer
+from jaxmargin.layers import Layer, layers_of
 
 __all__ = ["DATASETS", "NETWORKS", "Trained", "fitted", "flops", "shapes", "trained"]
 
@@ -45,6 +46,13 @@ class Trained(NamedTuple):
     images: np.ndarray
     labels: np.ndarray
     accuracy: float
+
+    def layers(self, params: Any) -> tuple[Layer, ...]:
+        """The layers of the network with other weights."""
+        shown = layers_of(functools.partial(self.model.apply, params))
+        if shown is None:
+            raise ValueError(f"{self.name} does not show its layers: choose one of {', '.join(NETWORKS)}")
+        return shown
 
 
 def trained(name: str, dataset: str = "digits", *, shape: tuple[int, int, int] | None = None) -> Trained:
@@ -113,7 +121,7 @@ def flops(network: Trained) -> int:
     The gradient of one logit with respect to the input costs the same once more: each product with the kernel is
     followed backwards by one with its transpose.
     """
-    layers = network.model.layers(network.params)
+    layers = network.layers(network.params)
     after = shapes(layers, network.model.input_shape)
     weighted = [(layer.kernel, shape) for layer, shape in zip(layers, after, strict=True) if layer.kernel is not None]
     return sum(2 * kernel.size * math.prod(shape[:-1]) for kernel, shape in weighted)

@@ -109,7 +109,7 @@ def _forward(network: Trained) -> Callable[[Any, jax.Array], jax.Array]:
     }
 
     def forward(params: Any, x: jax.Array) -> jax.Array:
-        x, layers = x[None], network.model.layers(params)
+        x, layers = x[None], network.layers(params)
         layer: Any
         for layer in layers:
             if layer.kind == "conv":
@@ -198,7 +198,7 @@ def torch_network(network: Trained) -> Any:
     from torch import nn as tnn
 
     torch.backends.cudnn.allow_tf32 = False  # float32, as all others compute
-    layers = network.model.layers(network.params)
+    layers = network.layers(network.params)
     simple: dict[str, Callable[[], Any]] = {
         "relu": tnn.ReLU,
         "max_pool": lambda: tnn.MaxPool2d(2),

@@ -70,7 +70,7 @@ def run(options: Options) -> None:
 
 def distances(net: Any, bits: int, xs: jax.Array, num_samples: int) -> jax.Array:
     """[n] unsigned margins, their slopes from products of operands with so many bits, their logits from float32."""
-    layers = net.model.layers(net.params)
+    layers = net.layers(net.params)
 
     @jax.jit
     def one(key: jax.Array, x: jax.Array) -> jax.Array:
@@ -116,9 +116,9 @@ def rounding(product: Callable, bits: int) -> Callable:
     return multiply
 
 
-def _convolved(padding: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _convolved(padding: str | None, x: jax.Array, kernel: jax.Array) -> jax.Array:
     layout = ("NHWC", "HWIO", "NHWC")
-    return conv_general_dilated(x[None], kernel, (1, 1), padding, dimension_numbers=layout)[0]
+    return conv_general_dilated(x[None], kernel, (1, 1), padding or "VALID", dimension_numbers=layout)[0]
 
 
 if __name__ == "__main__":
