@@ -41,3 +41,11 @@ def test_a_line_cut_off_while_being_written_is_left_out(tmp_path):
 
 def test_versions_name_everything_that_decides_a_number():
     assert {"jax", "jaxlib", "flax", "optax", "numpy", "python", "jaxmargin"} == set(tracking.versions())
+
+
+@pytest.mark.parametrize(("last", "kept", "there"), [(2, [1, 2], True), (3, [1, 2], False), (0, [], False)])
+def test_lines_after_a_checkpoint_are_dropped(tmp_path, last, kept, there):
+    path = tmp_path / "metrics.jsonl"
+    tracking.write_records(path, [{"epoch": epoch} for epoch in (1, 2, 5)])
+    assert tracking.cut_records(path, "epoch", last) == there
+    assert [record["epoch"] for record in tracking.read_records(path)] == kept

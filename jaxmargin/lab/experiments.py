@@ -286,10 +286,7 @@ class _Run:
 
     def _resume_metrics(self, done: int, state: TrainState) -> None:
         """Drops what was logged after the checkpoint, and logs its own epoch where the cut came before that."""
-        path = self.folder / "metrics.jsonl"
-        records = [record for record in tracking.read_records(path) if record["epoch"] <= done]
-        tracking.write_records(path, records)
-        if done and (not records or records[-1]["epoch"] < done):
+        if not tracking.cut_records(self.folder / "metrics.jsonl", "epoch", done) and done:
             self._record(done, state)
 
     def _record(self, epoch: int, state: TrainState) -> None:

@@ -104,6 +104,9 @@ class _Training:
         self.clock = Stopwatch(folder)
         self.key_init, self.key_train, *keys = jax.random.split(jax.random.key(cell.seed), 2 + len(STAGES))
         self.keys = dict(zip(STAGES, keys, strict=True))
+        self.calls = cell.steps // cell.chunk
+        self.moments = {max(1, round(share * self.calls)): share for share in MOMENTS}
+        self.due = {*np.linspace(0, self.calls, _RECORDS + 1, dtype=int)[1:].tolist(), *self.moments}
 
     def evaluation(self, apply_fn: Callable[[Any, jax.Array], jax.Array]) -> Evaluation:
         return Evaluation(self.cell, self.data, self.folder, apply_fn, self.clock, self.keys)
@@ -112,42 +115,44 @@ class _Training:
         """Trains to the last step; returns the parameters."""
         cell, data = self.cell, self.data
         images, labels = (jnp.asarray(array[cell.validation :]) for array in data.train)
-        splits = {"validation": Split(*(array[: cell.validation] for array in data.train)), "test": data.test}
-        on_device = {name: tuple(map(jnp.asarray, split)) for name, split in splits.items() if len(split.labels)}
-        optimizer, evaluate = cell.build_optimizer(), evaluator(self.model.apply, scale=data.scale)
-        evaluation = self.evaluation(self.model.apply)
-        calls = cell.steps // cell.chunk
-        moments = {max(1, round(share * calls)): share for share in MOMENTS}
-        due = {*np.linspace(0, calls, _RECORDS + 1, dtype=int)[1:].tolist(), *moments}
-        path = self.folder / "metrics.jsonl"
-
-        def record(call: int, state: TrainState) -> None:
-            if call not in due:
-                return
-            line: dict[str, Any] = {"method": cell.method, "seed": cell.seed, "step": call * cell.chunk}
-            with self.clock.stage("evaluate"):
-                for name, split in on_device.items():
-                    loss, error = evaluate(state.params, *split)
-                    line |= {f"{name}_loss": float(loss), f"{name}_error": float(error)}
-            if call in moments:
-                distance = evaluation.distances(state.params, moments[call])
-                line["average_distance"] = mean_distance(distance)
-            tracking.append_record(path, line)
-
-        def resume(done: int, state: TrainState) -> None:
-            records = [line for line in tracking.read_records(path) if line["step"] <= done * cell.chunk]
-            tracking.write_records(path, records)
-            if done in due and (not records or records[-1]["step"] < done * cell.chunk):
-                record(done, state)
-
+        optimizer = cell.build_optimizer()
         epoch_fn = train_epoch(
             self.model.apply, cell.build_objective(), optimizer, batch_size=cell.batch_size, scale=data.scale,
             num_steps=cell.chunk, augment=crop_and_flip if cell.augment else None,
         )  # fmt: skip
         state = init_state(self.model.init(self.key_init), optimizer, self.key_train, len(labels))
         state = train(
-            epoch_fn, state, images, labels, epochs=calls, folder=self.folder, label=cell.name, clock=self.clock,
-            keep=due, resume=resume, record=record, unit="call",
+            epoch_fn, state, images, labels, epochs=self.calls, folder=self.folder, label=cell.name, clock=self.clock,
+            keep=self.due, resume=self._resume, record=self._record, unit="call",
         )  # fmt: skip
         write_params(self.folder / "params.npz", state.params)
         return state.params
+
+    @functools.cached_property
+    def _splits(self) -> dict[str, tuple[jax.Array, ...]]:
+        """The images that are watched while training, on the device."""
+        validation = Split(*(array[: self.cell.validation] for array in self.data.train))
+        splits = {"validation": validation, "test": self.data.test}
+        return {name: tuple(map(jnp.asarray, split)) for name, split in splits.items() if len(split.labels)}
+
+    def _resume(self, done: int, state: TrainState) -> None:
+        """Drops what was logged after the checkpoint, and logs what is due at it where the cut came before that."""
+        logged = tracking.cut_records(self.folder / "metrics.jsonl", "step", done * self.cell.chunk)
+        if done and not logged:
+            self._record(done, state)
+
+    def _record(self, call: int, state: TrainState) -> None:
+        """Where it is due, one line of metrics.jsonl: loss and error, and distances at the moments of the figure."""
+        if call not in self.due:
+            return
+        cell = self.cell
+        line: dict[str, Any] = {"method": cell.method, "seed": cell.seed, "step": call * cell.chunk}
+        evaluate = evaluator(self.model.apply, scale=self.data.scale)
+        with self.clock.stage("evaluate"):
+            for name, split in self._splits.items():
+                loss, error = evaluate(state.params, *split)
+                line |= {f"{name}_loss": float(loss), f"{name}_error": float(error)}
+        if call in self.moments:
+            distance = self.evaluation(self.model.apply).distances(state.params, self.moments[call])
+            line["average_distance"] = mean_distance(distance)
+        tracking.append_record(self.folder / "metrics.jsonl", line)

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 __all__ = [
-    "append_record", "device_name", "plain", "read_json", "read_records", "versions", "write_arrays", "write_bytes",
-    "write_json", "write_records",
+    "append_record", "cut_records", "device_name", "plain", "read_json", "read_records", "versions", "write_arrays",
+    "write_bytes", "write_json", "write_records",
 ]  # fmt: skip
 
 Record = dict[str, Any]
@@ -111,6 +111,22 @@ def read_records(path: Path) -> list[Record]:
     """
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def cut_records(path: Path, name: str, last: float) -> bool:
+    """Drops the lines of a .jsonl file after some point, so that work can go on from there.
+
+    Args:
+      path: the file.
+      name: of the number that rises from line to line, such as "epoch".
+      last: lines with a larger one are dropped.
+
+    Returns:
+      Whether a line of that point itself is there.
+    """
+    records = [record for record in read_records(path) if record[name] <= last]
+    write_records(path, records)
+    return bool(records) and records[-1][name] == last
 
 
 def device_name() -> str:
