@@ -10,7 +10,7 @@ from jaxmargin.lab.reports import markdown_table
 from jaxmargin.lab.tables import Card
 from runs import mma_presets, presets
 
-__all__ = ["deviations", "kind", "section"]
+__all__ = ["deviations", "kind", "section", "summary"]
 
 # How far a number may lie from the paper's: percentage points of accuracy, and a share of the average margin.
 _CLEAN = {"mnist": 1.0, "cifar10": 2.5}
@@ -61,6 +61,26 @@ def kind(folder: Path) -> str | None:
         if any(folder.glob(pattern)):
             return name
     return None
+
+
+def summary(folder: Path) -> dict[str, str]:
+    """One row of the table of contents: what a folder holds, and how much of it is within what is allowed."""
+    cards = [tracking.read_json(path) for path in sorted(folder.glob("**/cards/*.json"))]
+    first = cards[0] if cards else tracking.read_json(folder / "result.json")
+    said = {"paper": "Table 1, Figures 2 and 4 to 7", "mma": "both papers on one network", "study": "Figures 1 and 3"}
+    compared = deviations(cards) if kind(folder) == "paper" else []
+    seconds = sum(card["seconds"].get("total") or sum(card["seconds"].values()) for card in cards or [first])
+    near = sum(row["within"].endswith("yes") for row in compared)
+    return {
+        "folder": f"[{folder.name}](#{folder.name})",
+        "what": said.get(kind(folder) or "", "a setting that the paper leaves open"),
+        "data": first["dataset"],
+        "networks": ", ".join(sorted({card["model"] for card in cards})),
+        "trainings": str(len(cards) or len(first["methods"])),
+        "each of": f"{first['steps']:,} steps" if "steps" in first else f"{first['epochs']:,} epochs" if cards else "",
+        "numbers within what is allowed": f"{near} of {len(compared)}" if compared else "",
+        "hours": f"{seconds / 3600:.1f}",
+    }
 
 
 def section(folder: Path) -> str:

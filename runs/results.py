@@ -15,6 +15,7 @@ import tyro
 
 from jaxmargin.lab import tracking
 from jaxmargin.lab.experiments import Cell
+from jaxmargin.lab.reports import markdown_table
 from jaxmargin.lab.robust_cell import RobustCell
 from runs import command_line, comparison
 
@@ -57,7 +58,8 @@ def run(options: Options) -> None:
     if not folders:
         raise ValueError(f"results={str(results)!r} holds no results: pass a finished workdir")
     sections = [comparison.section(folder) for folder in folders]
-    print(tracking.write_bytes(results / "README.md", "\n".join([INTRODUCTION, *sections]).encode()))
+    contents = markdown_table([comparison.summary(folder) for folder in folders]) + "\n"
+    print(tracking.write_bytes(results / "README.md", "\n".join([INTRODUCTION, contents, *sections]).encode()))
 
 
 def check(workdir: Path, folder: Path) -> None:

@@ -52,6 +52,8 @@ def test_results_stand_beside_the_paper_and_say_what_was_cut(workdir, tmp_path, 
     table = text.split("what may explain a difference")[1].splitlines()
     clean, margin = (next(line for line in table if f"| {name} |" in line) for name in ("clean %", "average margin"))
     assert "| 1: yes |" in clean
+    contents = next(line for line in text.splitlines() if line.startswith("| [paper-mnist](#paper-mnist) |"))
+    assert "| 2 epochs |" in contents and f"| {sum(': yes' in line for line in table)} of " in contents
     assert "NO" in margin and "2 of 200 epochs, 4 of 500 points, 64 of 51,200 samples" in margin
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
     assert len(pictures) >= 5
@@ -96,6 +98,7 @@ def test_a_case_study_and_a_question_have_their_sections(workdir, tmp_path, caps
     capsys.readouterr()
     assert collect(capsys, folder, study, question) == (0, "")
     text = (folder / "README.md").read_text()
+    assert "| [case-study-digits](#case-study-digits) | Figures 1 and 3 | digits |  | 3 |" in text
     assert text.index("## case-study-digits") < text.index("## question-beta") < text.index("| beta 0.001 |")
     pictures = re.findall(r"!\[(.*?)\]\((.*?)\)", text)
     assert [name for name, _ in pictures] == ["figure1", "figure1c", "figure3", "pareto", "direction"]
