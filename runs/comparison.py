@@ -110,11 +110,13 @@ def _mma(folder: Path) -> list[str]:
     devices = ", ".join(sorted({card["device"] for card in study.cards}))
     hours = sum(sum(card["seconds"].values()) for card in study.cards) / 3600
     whole = mma_presets.cell(first["dataset"], first["norm"], "std")
+    (_, rate), *_ = first["learning_rates"]
+    (_, preset_rate), *_ = whole.learning_rates
     parts = [
-        f"{first['dataset']}, {first['norm']}, {first['model']} (the paper's: {whole.model}), {first['steps']:,} of"
-        f" {whole.steps:,} steps, inner attacks of {first['attack_steps']} of {whole.attack_steps} steps,"
-        f" {first['n_attack']:,} of {first['n_test']:,} test images under attack. {devices}; {_versions(study.cards)};"
-        f" {hours:.1f} hours in all.",
+        f"{first['dataset']}, {first['norm']}, {first['model']} (preset {whole.model}), {first['steps']:,} of"
+        f" {whole.steps:,} steps, first rate {rate:g} (preset {preset_rate:g}), inner attacks of"
+        f" {first['attack_steps']} of {whole.attack_steps} steps, {first['n_attack']:,} of {first['n_test']:,} test"
+        f" images under attack. {devices}; {_versions(study.cards)}; {hours:.1f} hours in all.",
         study.table, "### Both papers: certified, estimated, attacked", markdown_table(tables.brackets(study.cards)),
     ]  # fmt: skip
     for name, (path, caption) in study.figures.items():

@@ -43,6 +43,8 @@ class Options:
     of the paper."""
     steps: int | None = None
     """Optimiser steps of every cell; by default the paper's 100,000 (cifar10: 50,000; digits: 1,500)."""
+    learning_rate: float | None = None
+    """The first one; later ones fall as the paper's do. By default the paper's 1e-4 (cifar10: 0.3; digits: 1e-3)."""
     attack_steps: int | None = None
     """PGD steps of the inner attacks; by default 40 (cifar10, digits: 10)."""
     attack_points: int | None = None
@@ -117,6 +119,8 @@ def check(options: Options) -> list[RobustCell]:
     if ENSEMBLE in chosen and not any(kind_of(method)[0] == "pgd" for method in chosen if method != ENSEMBLE):
         raise ValueError(f"methods has {ENSEMBLE} without a member: add some, such as pgd-1")
     command_line.check_sizes(options, _COUNTS)
+    if options.learning_rate is not None:
+        checks.positive("learning_rate", options.learning_rate)
     if options.model is not None:
         checks.one_of("model", options.model, NETWORKS)
     ordered = sorted(dict.fromkeys(chosen), key=lambda method: method == ENSEMBLE)
@@ -125,7 +129,8 @@ def check(options: Options) -> list[RobustCell]:
 
 def _cell(options: Options, method: str, seed: int) -> RobustCell:
     changes: dict[str, Any] = {name: getattr(options, name) for name in _COUNTS}
-    changes |= {"model": options.model, "bfloat16": options.bfloat16 or None}
+    changes |= {name: getattr(options, name) for name in ("model", "learning_rate")}
+    changes["bfloat16"] = options.bfloat16 or None
     return mma_presets.cell(options.dataset, options.norm, method, seed=seed, **changes)
 
 

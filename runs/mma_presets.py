@@ -89,7 +89,8 @@ def cell(dataset: str, norm: str, method: str, *, seed: int = 0, **changes: Any)
       norm: "l2" or "linf".
       method: such as "mma-2".
       seed: of initialisation, shuffling and sampling.
-      **changes: fields of RobustCell to set otherwise; None keeps the preset's.
+      **changes: fields of RobustCell to set otherwise, and ``learning_rate``, the first one, from which later ones fall
+        as the preset's do; None keeps the preset's.
 
     Returns:
       RobustCell.
@@ -109,8 +110,10 @@ def cell(dataset: str, norm: str, method: str, *, seed: int = 0, **changes: Any)
     settings |= {"digits": _digits, "mnist": _mnist, "cifar10": _cifar}[dataset]()
     whole = settings["steps"]
     settings |= {name: value for name, value in changes.items() if value is not None}
-    rates = settings["learning_rates"]  # those of a shorter training fall as much earlier
-    settings["learning_rates"] = tuple((first * settings["steps"] // whole, rate) for first, rate in rates)
+    (_, highest), *_ = rates = settings["learning_rates"]
+    scale = settings.pop("learning_rate", highest) / highest
+    # Those of a shorter training fall as much earlier.
+    settings["learning_rates"] = tuple((first * settings["steps"] // whole, scale * rate) for first, rate in rates)
     settings["trades_step_size"] = 0.01 if place == ("mnist", "linf") else None  # None for 2.5 epsilon / attack_steps
     return RobustCell(dataset=dataset, norm=norm, method=method, seed=seed, **settings)
 

@@ -132,7 +132,7 @@ def test_results_take_a_study_over_and_refuse_another_configuration(straight, tm
     assert results.main([str(straight), "--results", str(tmp_path / "results")]) == 0
     text = (tmp_path / "results" / "README.md").read_text()
     assert (straight / "table.md").read_text().strip() in text
-    assert "20 of 1,500 steps, inner attacks of 3 of 10 steps, 40 of 360 test images" in text
+    assert "20 of 1,500 steps, first rate 0.001 (preset 0.001), inner attacks of 3 of 10 steps, 40 of 360 test" in text
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
         assert (tmp_path / "results" / picture).read_bytes().startswith(b"\x89PNG")
     other = shutil.copytree(straight, tmp_path / straight.name)
@@ -163,6 +163,7 @@ def test_another_configuration_in_the_same_workdir_is_refused(straight, capsys):
         (["--steps", "7"], ["steps=7", "at least 10"]),
         (["--points", "1000"], ["points=1000 is more than the 360 test images"]),
         (["--seeds", "-1"], ["seeds=-1"]),
+        (["--learning-rate", "0"], ["learning_rate=0.0 must be finite and greater than 0"]),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, parts, tmp_path, capsys):
@@ -193,6 +194,12 @@ def test_a_shorter_training_falls_as_much_earlier():
     assert mma_presets.cell("cifar10", "l2", "std", steps=5000).learning_rates == (
         (0, 0.3), (2000, 0.09), (3000, 0.03), (4000, 0.009),
     )  # fmt: skip
+
+
+def test_another_rate_falls_at_the_same_steps_by_the_same_factors():
+    rates = mma_presets.cell("cifar10", "l2", "std", learning_rate=0.1).learning_rates
+    assert [step for step, _ in rates] == [0, 20_000, 30_000, 40_000]
+    np.testing.assert_allclose([rate for _, rate in rates], [0.1, 0.03, 0.01, 0.003])
 
 
 def test_the_rates_of_cifar_fall_at_the_papers_steps():
