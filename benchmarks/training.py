@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.training`` prints a table of medians over alternating repetitions. An epoch is the one that
 ``runs.paper`` trains with: a shuffle, then steps of 128 images of SGD with Nesterov momentum on the cross-entropy.
-``--together 4`` also trains that many seeds in one vmapped epoch. PyTorch comes with ``pip install -e ".[lab,peers]"``.
+``--together 4`` also trains that many seeds in one vmapped epoch, which a plain ``jax.jit`` compiles. PyTorch comes
+with ``pip install -e ".[lab,peers]"``.
 """
 
 import functools

@@ -172,6 +172,7 @@ def _kernel_gradient(
     """The convolution of x with g, its positions, channels and images in each other's place, a few images at a time."""
     groups = max(1, min(len(x), -(-g[..., 0].size // _FEW_POSITIONS)))
     few = max(1, -(-len(x) // groups))
+    groups = max(1, -(-len(x) // few))
     missing = (0, groups * few - len(x))  # the last group is filled up with zeros
     x, g = jnp.pad(x, (missing, *pads, (0, 0))), jnp.pad(g, (missing, (0, 0), (0, 0), (0, 0)))
     rows, columns = ((g.shape[i + 1] - 1) * strides[i] + (shape[i] - 1) * dilation[i] + 1 for i in range(2))

@@ -66,10 +66,13 @@ def kind(folder: Path) -> str | None:
 def summary(folder: Path) -> dict[str, str]:
     """One row of the table of contents: what a folder holds, and how much of it is within what is allowed."""
     cards = [tracking.read_json(path) for path in sorted(folder.glob("**/cards/*.json"))]
-    first = cards[0] if cards else tracking.read_json(folder / "result.json")
+    study = folder / "result.json"
+    nothing: Card = {"dataset": "", "methods": (), "seconds": {}}  # a question whose variants all diverged
+    first = cards[0] if cards else tracking.read_json(study) if study.exists() else nothing
     said = {"paper": "Table 1, Figures 2 and 4 to 7", "mma": "both papers on one network", "study": "Figures 1 and 3"}
     compared = deviations(cards) if kind(folder) == "paper" else []
     seconds = sum(card["seconds"].get("total") or sum(card["seconds"].values()) for card in cards or [first])
+    epochs = sorted({card["epochs"] for card in cards if "epochs" in card})
     near = sum(row["within"].endswith("yes") for row in compared)
     return {
         "folder": f"[{folder.name}](#{folder.name})",
@@ -77,7 +80,7 @@ def summary(folder: Path) -> dict[str, str]:
         "data": first["dataset"],
         "networks": ", ".join(sorted({card["model"] for card in cards})),
         "trainings": str(len(cards) or len(first["methods"])),
-        "each of": f"{first['steps']:,} steps" if "steps" in first else f"{first['epochs']:,} epochs" if cards else "",
+        "each of": f"{first['steps']:,} steps" if "steps" in first else " or ".join(f"{n:,} epochs" for n in epochs),
         "numbers within what is allowed": f"{near} of {len(compared)}" if compared else "",
         "hours": f"{seconds / 3600:.1f}",
     }
@@ -139,6 +142,8 @@ def _study(folder: Path) -> list[str]:
 
 def _question(folder: Path) -> list[str]:
     cards = {path.parent.parent.name: tracking.read_json(path) for path in sorted(folder.glob("*/cards/*.json"))}
+    if not cards:  # all diverged
+        return [(folder / "ranking.md").read_text()]
     costs = tables.costs(list(cards.values()))
     rows = [{"variant": name} | row for name, row in zip(cards, costs, strict=True)]
     return [_conditions(list(cards.values())), (folder / "ranking.md").read_text(), markdown_table(rows)]

@@ -108,13 +108,14 @@ def cell(dataset: str, norm: str, method: str, *, seed: int = 0, **changes: Any)
     place = dataset, norm
     settings: dict[str, Any] = dict(epsilons=EPSILONS[place], min_epsilon=MIN_EPSILON[place], radius=RADIUS[place])
     settings |= {"digits": _digits, "mnist": _mnist, "cifar10": _cifar}[dataset]()
-    whole = settings["steps"]
+    whole, attack_steps = settings["steps"], settings["attack_steps"]
     settings |= {name: value for name, value in changes.items() if value is not None}
     (_, highest), *_ = rates = settings["learning_rates"]
     scale = settings.pop("learning_rate", highest) / highest
     # Those of a shorter training fall as much earlier.
     settings["learning_rates"] = tuple((first * settings["steps"] // whole, scale * rate) for first, rate in rates)
-    settings["trades_step_size"] = 0.01 if place == ("mnist", "linf") else None  # None for 2.5 epsilon / attack_steps
+    if place == ("mnist", "linf") and settings["trades_step_size"] is None:  # fewer steps go as far
+        settings["trades_step_size"] = 0.01 * attack_steps / settings["attack_steps"]
     return RobustCell(dataset=dataset, norm=norm, method=method, seed=seed, **settings)
 
 
@@ -126,8 +127,9 @@ def published(dataset: str, norm: str, method: str) -> dict[str, float] | None:
 def _mnist() -> dict[str, Any]:
     return dict(
         model="lenet", steps=100_000, batch_size=50, optimizer="adam", learning_rates=((0, 1e-4),), validation=5000,
-        attack_steps=40, trades_beta=1.0, lam=0.1, beta=2e-3, tau=10.0, augment=False, bfloat16=False,
-        attack_points=1000, worst_case_steps=100, nearest_steps=500, points=200, num_samples=8192,
+        attack_steps=40, trades_beta=1.0, trades_step_size=None, lam=0.1, beta=2e-3, tau=10.0,
+        augment=False, bfloat16=False, attack_points=1000, worst_case_steps=100, nearest_steps=500, points=200,
+        num_samples=8192,
     )  # fmt: skip
 
 
@@ -142,6 +144,7 @@ def _cifar() -> dict[str, Any]:
 def _digits() -> dict[str, Any]:
     return dict(
         model="small-lenet", steps=1500, batch_size=32, optimizer="adam", learning_rates=((0, 1e-3),), validation=200,
-        attack_steps=10, trades_beta=6.0, lam=0.1, beta=1e-3, tau=10.0, augment=False, bfloat16=False,
-        attack_points=360, worst_case_steps=50, nearest_steps=100, points=60, num_samples=1024,
+        attack_steps=10, trades_beta=6.0, trades_step_size=None, lam=0.1, beta=1e-3, tau=10.0,
+        augment=False, bfloat16=False, attack_points=360, worst_case_steps=50, nearest_steps=100, points=60,
+        num_samples=1024,
     )  # fmt: skip

@@ -112,8 +112,12 @@ def run(options: Options) -> None:
         except DivergedError as error:  # an answer too
             print(f"{name}: {error}", file=sys.stderr)
             cards[name] = None
-    sizes_said = f"{options.epochs} epochs, one seed, {options.attack_points:,} attacked images"
-    said = f"{markdown_table(ranking(cards, *place))}\n{sizes_said}: differences of a point are noise.\n"
+    attacked = min(options.attack_points, len(images.test.labels))
+    sizes_said = (
+        f"{options.epochs} epochs, one seed, margins of {options.points} points; an accuracy under attack of"
+        f" {attacked:,} images has a standard error of up to {50 / attacked**0.5:.1f} points."
+    )
+    said = f"{markdown_table(ranking(cards, *place))}\n{sizes_said}\n"
     tracking.write_bytes(workdir / "ranking.md", said.encode())
     print(said)
 
@@ -138,9 +142,11 @@ def ranking(cards: dict[str, Card | None], dataset: str, model: str, method: str
 
     def row(name: str, card: dict[str, Any], away: str) -> dict[str, str]:
         robust = zip(card["epsilons"], card["robust_accuracy"], strict=True)
+        worst = [f"{100 * value:.2f}" for value in card.get("worst_case_accuracy", ())]  # the paper has none
         return {
             "variant": name, "clean %": f"{100 * card['clean_accuracy']:.2f}",
             **{f"published {epsilon:g} %": f"{100 * value:.2f}" for epsilon, value in robust},
+            f"worst case {card['epsilons'][-1]:g} %": worst[-1] if worst else "",
             "average margin": f"{card['average_margin']:.3f}", "points from the paper": away,
         }  # fmt: skip
 

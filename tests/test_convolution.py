@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxmargin import convolution
 from jaxmargin.convolution import conv_general_dilated, max_pool
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -128,8 +129,10 @@ def test_gradients_are_right_inside_a_scan():
     close(run(ours), run(theirs))
 
 
+@pytest.mark.parametrize("positions", [1, 40, 8192])
 @pytest.mark.parametrize("size", [0, 1, 16, 17, 40])
-def test_gradients_are_right_for_any_number_of_images(size):
+def test_gradients_are_right_for_any_number_of_images_and_groups_of_them(size, positions, monkeypatch):
+    monkeypatch.setattr(convolution, "_FEW_POSITIONS", positions)
     x, kernel = arrays((size, 5, 5, 2), (3, 3, 2, 3))
     close(pull(ours, x, kernel, "VALID"), pull(theirs, x, kernel, "VALID"))
 
@@ -150,8 +153,9 @@ def test_gradients_are_right_inside_of_shard_map():
 @pytest.mark.parametrize(
     "options", [{"strides": (2, 2)}, {"strides": (1, 3), "rhs_dilation": (2, 1)}, {"rhs_dilation": (1, 2)}]
 )
-def test_steps_and_spread_kernels_have_the_gradients_of_jax(options, padding):
-    x, kernel = arrays((2, 8, 7, 3), (3, 2, 3, 4))
+def test_steps_and_spread_kernels_have_the_gradients_of_jax(options, padding, monkeypatch):
+    monkeypatch.setattr(convolution, "_FEW_POSITIONS", 40)  # one or two images at a time
+    x, kernel = arrays((3, 8, 7, 3), (3, 2, 3, 4))
     close(*(pull(run, x, kernel, PADDINGS[padding], **options) for run in (ours, theirs)))
 
 

@@ -137,7 +137,7 @@ def test_results_take_a_study_over_and_refuse_another_configuration(straight, tm
         assert (tmp_path / "results" / picture).read_bytes().startswith(b"\x89PNG")
     other = shutil.copytree(straight, tmp_path / straight.name)
     path = next((other / "cards").glob("*mma-1*.json"))
-    tracking.write_json(path, tracking.read_json(path) | {"steps": 30})
+    tracking.write_json(path.with_name("mma-6.json"), tracking.read_json(path) | {"steps": 30, "method": "mma-6"})
     assert results.main([str(other), "--results", str(tmp_path / "results")]) == 2
     assert "has another steps than in" in capsys.readouterr().err
 

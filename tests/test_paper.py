@@ -7,10 +7,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import pytest
 
 from jaxmargin.lab import tracking
+from jaxmargin.lab.training import DivergedError
 from runs import command_line, paper, presets
 
 ROOT = Path(__file__).parents[1]
@@ -129,6 +131,21 @@ def test_a_slice_ends_after_its_minutes_and_says_how_to_go_on(capsys):
     assert "the same command continues" in capsys.readouterr().err
     assert command_line.exit_code(lambda: None, minutes=0.001) == 0
     time.sleep(0.1)  # the alarm of a job that has ended is off
+
+
+def test_a_cell_that_diverges_does_not_keep_the_others_from_the_table(tmp_path, monkeypatch, capsys):
+    def run_cell(cell, images, workdir, published):
+        if cell.method == "std":
+            raise DivergedError(3, 1)
+        return trained(cell, images, workdir, published)
+
+    trained = paper.run_cell
+    monkeypatch.setattr(paper, "run_cell", create_autospec(trained, side_effect=run_cell))
+    sizes = ["--epochs", "2", "--points", "5", "--attack-points", "5", "--attack-steps", "2", "--nearest-steps", "3"]
+    arguments = [*sizes, "--worst-case-steps", "3", "--models", "linear", "--workdir", str(tmp_path)]
+    assert paper.main([*arguments, "--methods", "std", "lcr"]) == 1
+    said = capsys.readouterr()
+    assert "the loss is not finite at step 3" in said.err and "| linear | lcr |" in said.out and "std" not in said.out
 
 
 def test_the_released_preset_is_the_configuration_behind_the_published_numbers():

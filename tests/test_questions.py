@@ -17,7 +17,7 @@ PAPER = presets.published("mnist", "mlp", "amr")
 def card(clean, robust):
     return {
         "clean_accuracy": clean, "robust_accuracy": robust, "epsilons": PAPER["epsilons"], "average_margin": 1.0,
-        "paper": PAPER,
+        "worst_case_accuracy": [0.5, 0.4, 0.3, 0.2], "paper": PAPER,
     }  # fmt: skip
 
 
@@ -48,8 +48,8 @@ def test_variants_run_as_asked_and_the_nearest_to_the_paper_comes_first(cells, t
     table = capsys.readouterr().out
     assert (tmp_path / "ranking.md").read_text() in table
     first, second, paper, _, note = table.strip().splitlines()[2:]
-    assert "3 epochs, one seed, 100 attacked images" in note
-    assert "beta 0.001" in first and "0.20 |" in first  # one point of five numbers
+    assert "3 epochs, one seed, margins of 100 points" in note and "100 images has a standard error of up to 5." in note
+    assert "beta 0.001" in first and "| 20.00 |" in first and "0.20 |" in first  # one point of five numbers
     assert "beta 0.002" in second and "0.40 |" in second and "paper" in paper
     assert questions.main(arguments) == 0 and len(cells) == 4
 

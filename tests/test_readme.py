@@ -6,6 +6,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from jaxmargin.lab.tracking import read_json
+
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
@@ -34,6 +36,18 @@ def test_the_code_runs(block):
 def test_the_pictures_exist():
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", TEXT)
     assert pictures and all((ROOT / picture).is_file() for picture in pictures)
+
+
+def test_the_table_of_all_trainings_is_that_of_the_cards():
+    block = re.search("<!-- mma -->(.*?)<!-- /mma -->", TEXT, re.DOTALL).group(1)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in block.splitlines() if line.startswith("|")]
+    for row in rows[2:]:
+        card = read_json(ROOT / "runs" / "results" / "mma-digits-l2" / "cards" / f"digits-l2-{row[0]}-seed0.json")
+        shares = [card["clean_accuracy"], *card["robust_accuracy"], card["average_robust_accuracy"]]
+        lengths = [card[f"average_{name}"] for name in ("distance", "certified", "margin", "attacked")]
+        said = [f"{100 * share:.2f}" for share in shares]
+        assert row[1:] == said + ["–" if length is None else f"{length:.3f}" for length in lengths]
+    assert len(rows) == 13
 
 
 def test_no_placeholder_is_left():

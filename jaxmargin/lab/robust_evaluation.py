@@ -138,6 +138,8 @@ class Evaluation:
         x, y = (array[chosen] for array in self.attacked)
         with self.clock.stage("landscape"), jax.default_matmul_precision("float32"):
             nearest = self.nearest(params, jax.random.fold_in(self.keys["plane"], 0), x, y)
+            if not nearest.found[0]:
+                return {}
             along = nearest.x_adv[0] - x[0]
             other = jax.random.normal(jax.random.fold_in(self.keys["plane"], 1), along.shape)
             along = along / l2.size(along)

@@ -20,11 +20,11 @@ Max-margin adversarial training (mma, Ding et al. 2020) looks for each example's
 raises it, up to d_max. Lipschitz (lcr) and average margin regularisation (amr, Wu and Yu 2019) train on clean images. \
 Here all of them train one network, and all are measured alike."""
 
-_TABLE = """Accuracy in percent: clean on all test images, and at each epsilon in the worst case over auto-PGD with \
-three losses that cannot saturate, two starts each. AvgRobAcc is the mean over the epsilons, AvgAcc includes the \
-clean one. Distance is the mean over the attacked images of the nearest misclassified input that minimum-norm attacks \
-find in the box, 0 where the image itself is wrong, over those where one was found, with its quartiles; numbers in \
-brackets are the paper's, on its network and after its full training."""
+_TABLE = """Accuracy in percent: clean on all test images, and at each epsilon in the worst case over minimum-norm \
+attacks and auto-PGD with three losses that cannot saturate, two starts each. AvgRobAcc is the mean over the epsilons, \
+AvgAcc includes the clean one. Distance is the mean over the attacked images of the nearest misclassified input that \
+minimum-norm attacks find in the box, 0 where the image itself is wrong, over those where one was found, with its \
+quartiles; numbers in brackets are the paper's, on its network and after its full training."""
 
 _BOTH = """Both papers' questions to every method, on the same test points of one network: nothing changes the \
 prediction nearer than the certified distance, something was found at the attacked one, and the sampled estimate of \
