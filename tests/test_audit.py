@@ -61,14 +61,6 @@ def test_a_bracket_holds_what_its_parts_give(tiny, key):
     assert (three.certified <= three.attacked).all()
 
 
-def test_the_size_of_a_batch_changes_no_bit_of_a_bracket(tiny, key):
-    options = dict(num_samples=256, num_steps=20)
-    runs = [jm.over_batch(jm.bracket, tiny.model.apply, batch_size=size, **options) for size in (2, 700)]
-    many = jnp.tile(tiny.xs, (9, 1, 1)), jnp.tile(tiny.ys, 9)  # more than one batch of the smaller size
-    first, second = [run(tiny.params, jax.random.clone(key), *many) for run in runs]
-    jax.tree.map(np.testing.assert_array_equal, first, second)
-
-
 def test_a_linear_classifier_has_one_distance(key):
     linear = random_linear(3)
     model = jm.models.linear((6,), 3)

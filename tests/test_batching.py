@@ -37,6 +37,15 @@ def cut(model, num_samples, cuts, n=9):
     return [lipschitz(model.apply, num_samples, *sizes)(*arguments) for sizes in cuts]
 
 
+def test_the_size_of_a_batch_changes_no_bit_of_a_bracket():
+    model = models.mlp((6,), 3, hidden=8)
+    params, key, xs, ys = points(model, 9)
+    many = jnp.tile(xs, (9, 1)), np.tile(ys, 9)  # more than one batch of the smaller size
+    options = dict(num_samples=256, num_steps=20)
+    runs = [jm.over_batch(jm.bracket, model.apply, batch_size=size, **options) for size in (2, 700)]
+    assert_same_bits(*(run(params, jax.random.clone(key), *many) for run in runs))
+
+
 def test_neither_batch_nor_chunk_changes_a_bit_of_a_lipschitz_margin():
     # XLA's CPU backend sums arrays below 4,096 entries in another order than large ones: few inputs are the hard case.
     first, *others = cut(models.mlp((4, 3), 4, hidden=16), 1024, [(16, 1), (128, 7), (1024, 50)])

@@ -11,7 +11,7 @@ from unittest.mock import create_autospec
 
 import pytest
 
-from jaxmargin.lab import tracking
+from jaxmargin.lab import publishing, tracking
 from jaxmargin.lab.training import DivergedError
 from runs import command_line, paper, presets
 
@@ -134,18 +134,22 @@ def test_a_slice_ends_after_its_minutes_and_says_how_to_go_on(capsys):
 
 
 def test_a_cell_that_diverges_does_not_keep_the_others_from_the_table(tmp_path, monkeypatch, capsys):
-    def run_cell(cell, images, workdir, published):
+    def run(cell, images, workdir, published):
         if cell.method == "std":
             raise DivergedError(3, 1)
-        return trained(cell, images, workdir, published)
+        tracking.write_json(workdir / "cards" / f"{cell.name}.json", {"method": cell.method})
 
-    trained = paper.run_cell
-    monkeypatch.setattr(paper, "run_cell", create_autospec(trained, side_effect=run_cell))
-    sizes = ["--epochs", "2", "--points", "5", "--attack-points", "5", "--attack-steps", "2", "--nearest-steps", "3"]
-    arguments = [*sizes, "--worst-case-steps", "3", "--models", "linear", "--workdir", str(tmp_path)]
-    assert paper.main([*arguments, "--methods", "std", "lcr"]) == 1
+    def publish(workdir):
+        methods = [tracking.read_json(path)["method"] for path in (workdir / "cards").glob("*.json")]
+        return publishing.Published(f"a table of {methods}", workdir / "report.html", {}, [], [])
+
+    monkeypatch.setattr(paper, "run_cell", create_autospec(paper.run_cell, side_effect=run))
+    monkeypatch.setattr(paper.publishing, "publish", create_autospec(publishing.publish, side_effect=publish))
+    assert paper.main(["--models", "mlp", "--workdir", str(tmp_path), "--methods", "std", "lcr"]) == 1
     said = capsys.readouterr()
-    assert "the loss is not finite at step 3" in said.err and "| linear | lcr |" in said.out and "std" not in said.out
+    assert "the loss is not finite at step 3" in said.err and "a table of ['lcr']" in said.out
+    assert paper.main(["--models", "mlp", "--workdir", str(tmp_path / "other"), "--methods", "std"]) == 1
+    assert not capsys.readouterr().out  # nothing to publish
 
 
 def test_the_released_preset_is_the_configuration_behind_the_published_numbers():
