@@ -50,6 +50,26 @@ def test_the_table_of_all_trainings_is_that_of_the_cards():
     assert len(rows) == 13
 
 
+def test_the_tables_of_the_digits_are_those_of_the_cards():
+    block = re.search("<!-- digits -->(.*?)\\*\\*A published number", TEXT, re.DOTALL).group(1)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in block.splitlines() if line.startswith("|")]
+    rows = [row for row in rows if row[0] in ("linear", "mlp", "cnn")]
+    for number, (model, method, *said) in enumerate(rows):
+        path = ROOT / "runs" / "results" / "paper-digits" / "cards" / f"digits-{model}-{method}-seed0.json"
+        card = read_json(path)
+        if number < 9:
+            shares = [card["clean_accuracy"], *card["robust_accuracy"]]
+            margins = [f"{card[name]:.2f}" for name in ("average_margin", "average_margin_signed")]
+            rest = [f"{card['logit_margin_quartiles'][1]:.1f}", *margins, f"{card['minimum_margin']:.3f}"]
+            rest.append(f"{card['num_samples']:,}" if card["num_samples"] else "exact")
+        else:
+            shares = card["worst_case_accuracy"]
+            rest = [f"{card[f'average_{name}']:.3f}" for name in ("certified", "margin", "attacked")]
+            rest.append(f"{100 * card['contradicted_fraction']:.1f}")
+        assert said == [f"{100 * share:.2f}" for share in shares] + rest
+    assert len(rows) == 18
+
+
 def test_no_placeholder_is_left():
     assert not re.search(r"TODO|FIXME|XXX", TEXT)
     for name in ("digits", "estimator", "convolutions"):
