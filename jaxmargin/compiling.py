@@ -40,8 +40,8 @@ def jit(function: Callable[..., Any], *, donate_argnums: int | tuple[int, ...] =
         if not checks.concrete(*args):
             return plain(*args)
         if not chosen:
-            fast = functools.partial(jax.jit, function, donate_argnums=donate_argnums, compiler_options=options)
-            chosen.append(fast() if convolves(plain.trace(*args)) else plain)
+            slow = convolves(plain.trace(*args))
+            chosen.append(jax.jit(function, donate_argnums=donate_argnums, compiler_options=options) if slow else plain)
         return chosen[0](*args)
 
     return run

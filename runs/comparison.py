@@ -71,7 +71,6 @@ def summary(folder: Path) -> dict[str, str]:
     first = cards[0] if cards else tracking.read_json(study) if study.exists() else nothing
     said = {"paper": "Table 1, Figures 2 and 4 to 7", "mma": "both papers on one network", "study": "Figures 1 and 3"}
     compared = deviations(cards) if kind(folder) == "paper" else []
-    seconds = sum(card["seconds"].get("total") or sum(card["seconds"].values()) for card in cards or [first])
     epochs = sorted({card["epochs"] for card in cards if "epochs" in card})
     near = sum(row["within"].endswith("yes") for row in compared)
     return {
@@ -82,7 +81,7 @@ def summary(folder: Path) -> dict[str, str]:
         "trainings": str(len(cards) or len(first["methods"])),
         "each of": f"{first['steps']:,} steps" if "steps" in first else " or ".join(f"{n:,} epochs" for n in epochs),
         "numbers within what is allowed": f"{near} of {len(compared)}" if compared else "",
-        "hours": f"{seconds / 3600:.1f}",
+        "hours": _hours(cards or [first]),
     }
 
 
@@ -111,7 +110,6 @@ def _mma(folder: Path) -> list[str]:
     study = robust_report.publish_study(folder)
     first = study.cards[0]
     devices = ", ".join(sorted({card["device"] for card in study.cards}))
-    hours = sum(sum(card["seconds"].values()) for card in study.cards) / 3600
     whole = mma_presets.cell(first["dataset"], first["norm"], "std")
     (_, rate), *_ = first["learning_rates"]
     (_, preset_rate), *_ = whole.learning_rates
@@ -119,7 +117,7 @@ def _mma(folder: Path) -> list[str]:
         f"{first['dataset']}, {first['norm']}, {first['model']} (preset {whole.model}), {first['steps']:,} of"
         f" {whole.steps:,} steps, first rate {rate:g} (preset {preset_rate:g}), inner attacks of"
         f" {first['attack_steps']} of {whole.attack_steps} steps, {first['n_attack']:,} of {first['n_test']:,} test"
-        f" images under attack. {devices}; {_versions(study.cards)}; {hours:.1f} hours in all.",
+        f" images under attack. {devices}; {_versions(study.cards)}; {_hours(study.cards)} hours in all.",
         study.table, "### Both papers: certified, estimated, attacked", markdown_table(tables.brackets(study.cards)),
     ]  # fmt: skip
     for name, (path, caption) in study.figures.items():
@@ -157,11 +155,16 @@ def _conditions(cards: list[Card]) -> str:
     """Where the cards were measured and on how much data."""
     first = cards[0]
     devices = ", ".join(sorted({card["device"] for card in cards}))
-    hours = sum(sum(card["seconds"].values()) for card in cards) / 3600
     return (
         f"{first['dataset']}, preset {first['preset']}, {first['n_train']:,} training and {first['n_test']:,} test"
-        f" images. {devices}; {_versions(cards)}; {hours:.1f} hours in all."
+        f" images. {devices}; {_versions(cards)}; {_hours(cards)} hours in all."
     )
+
+
+def _hours(cards: list[Card]) -> str:
+    """The hours of all stages; a case study has their total beside them."""
+    seconds = sum(card["seconds"].get("total") or sum(card["seconds"].values()) for card in cards)
+    return f"{seconds / 3600:.1f}"
 
 
 def _versions(cards: list[dict[str, Any]]) -> str:
