@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import tyro
 
@@ -16,11 +16,27 @@ from jaxmargin import checks
 from jaxmargin.lab import tracking
 from jaxmargin.lab.training import DivergedError
 
-__all__ = ["SETTINGS", "check_sizes", "claim", "exit_code", "parse", "stopped"]
+__all__ = ["SETTINGS", "check_sizes", "claim", "exit_code", "parse", "run_each", "stopped"]
 
 SETTINGS = "settings.json"
 
 Options = TypeVar("Options")
+
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+class _Study(Protocol):
+    @property
+    def table(self) -> str: ...
+
+    @property
+    def report(self) -> Path: ...
+
+
+AnyCell = TypeVar("AnyCell", bound=_Named)
 
 
 def parse(options: type[Options], arguments: Sequence[str] | None, *, prog: str) -> Options:
@@ -69,6 +85,40 @@ def exit_code(job: Callable[[], None], minutes: float | None = None) -> int:
         print("interrupted: the same command continues from here", file=sys.stderr)
         return 130
     return 0
+
+
+def run_each(
+    cells: Sequence[AnyCell],
+    run_one: Callable[[AnyCell], Any],
+    *,
+    describe: Callable[[AnyCell], str],
+    publish: Callable[[Path], _Study],
+    workdir: Path,
+) -> None:
+    """Runs one cell after the other, publishes what is finished, and prints the table and the report's place.
+
+    Args:
+      cells: by name.
+      run_one: runs a cell and leaves its card in the workdir.
+      describe: a cell's settings in a few words, for the line that announces it.
+      publish: makes table and report of a workdir with cards.
+      workdir: of the run.
+
+    Raises:
+      DivergedError: the first of the cells, after all the others were run and published.
+    """
+    diverged: list[DivergedError] = []
+    for number, cell in enumerate(cells, 1):
+        print(f"[{number}/{len(cells)}] {cell.name}: {describe(cell)}", file=sys.stderr)
+        try:
+            run_one(cell)
+        except DivergedError as error:
+            diverged.append(error)
+    if any((workdir / "cards").glob("*.json")):
+        study = publish(workdir)
+        print(f"{study.table}\nreport: {study.report}")
+    if diverged:
+        raise diverged[0]
 
 
 def check_sizes(options: Any, counts: Sequence[str]) -> None:

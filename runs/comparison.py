@@ -10,11 +10,11 @@ from jaxmargin.lab.reports import markdown_table
 from jaxmargin.lab.tables import Card
 from runs import mma_presets, presets
 
-__all__ = ["deviations", "kind", "section", "summary"]
+__all__ = ["CLEAN", "MARGIN", "ROBUST", "deviations", "kind", "section", "summary"]
 
 # How far a number may lie from the paper's: percentage points of accuracy, and a share of the average margin.
-_CLEAN = {"mnist": 1.0, "cifar10": 2.5}
-_ROBUST, _MARGIN = 4.0, 0.1
+CLEAN = {"mnist": 1.0, "cifar10": 2.5}
+ROBUST, MARGIN = 4.0, 0.1
 
 # What decides how complete a cell is, and what to call it.
 _SIZES = {"epochs": "epochs", "num_samples": "samples a point", "points": "points", "attack_steps": "attack steps"}
@@ -187,12 +187,12 @@ def deviations(cards: list[Card]) -> list[dict[str, str]]:
     for card in cards:
         if not (paper := card["paper"]):
             continue
-        compared = [("clean %", 100 * card["clean_accuracy"], 100 * paper["clean_accuracy"], _CLEAN[card["dataset"]])]
+        compared = [("clean %", 100 * card["clean_accuracy"], 100 * paper["clean_accuracy"], CLEAN[card["dataset"]])]
         if paper["epsilons"] == card["epsilons"]:
             pairs = zip(card["epsilons"], card["robust_accuracy"], paper["robust_accuracy"], strict=True)
-            compared += [(f"published {epsilon:g} %", 100 * a, 100 * b, _ROBUST) for epsilon, a, b in pairs]
+            compared += [(f"published {epsilon:g} %", 100 * a, 100 * b, ROBUST) for epsilon, a, b in pairs]
         published_margin = paper["average_margin"]
-        compared.append(("average margin", card["average_margin"], published_margin, _MARGIN * published_margin))
+        compared.append(("average margin", card["average_margin"], published_margin, MARGIN * published_margin))
         for name, here, there, allowed in compared:
             near = abs(here - there) <= allowed
             rows.append({

@@ -16,7 +16,6 @@ from jaxmargin.lab.compilation import keep_compiled
 from jaxmargin.lab.robust_cell import ENSEMBLE, NETWORKS, RobustCell, kind_of
 from jaxmargin.lab.robust_report import publish_study
 from jaxmargin.lab.robust_training import run_ensemble, run_robust_cell
-from jaxmargin.lab.training import DivergedError
 from runs import command_line, mma_presets
 
 __all__ = ["Options", "main"]
@@ -80,32 +79,21 @@ def run(options: Options) -> None:
     cells = check(options)
     images = data.load(options.dataset, data_dir=options.data_dir)
     for cell in cells:
-        if cell.method != ENSEMBLE:
-            cell.check(images)
+        cell.check(images)
     workdir = Path(options.workdir or f"out/mma-{options.dataset}-{options.norm}")
     command_line.claim(workdir, _settings(options))
-    diverged: dict[str, DivergedError] = {}
-    for number, cell in enumerate(cells, 1):
-        print(f"[{number}/{len(cells)}] {cell.name}: {cell.steps:,} steps", file=sys.stderr)
-        try:
-            if cell.method != ENSEMBLE:
-                run_robust_cell(cell, images, workdir, mma_presets.published(cell.dataset, cell.norm, cell.method))
-            elif members := _members(cell, cells, diverged):
-                run_ensemble(cell, members, images, workdir)
-        except DivergedError as error:  # the others go on
-            diverged[cell.name] = error
-    if any((workdir / "cards").glob("*.json")):
-        study = publish_study(workdir)
-        print(f"{study.table}\nreport: {study.report}")
-    if diverged:
-        raise next(iter(diverged.values()))
 
+    def run_one(cell: RobustCell) -> None:
+        if cell.method != ENSEMBLE:
+            run_robust_cell(cell, images, workdir, mma_presets.published(cell.dataset, cell.norm, cell.method))
+            return
+        members = [one for one in cells if kind_of(one.method)[0] == "pgd" and one.seed == cell.seed]
+        if all((workdir / "cards" / f"{one.name}.json").exists() for one in members):  # none of them diverged
+            run_ensemble(cell, members, images, workdir)
 
-def _members(ensemble: RobustCell, cells: list[RobustCell], diverged: dict[str, DivergedError]) -> list[RobustCell]:
-    """The cells that vote: adversarial training of the same seed; none where one of them diverged."""
-    found = [one for one in cells if one.method.startswith("pgd-") and one.method != ENSEMBLE]
-    found = [one for one in found if one.seed == ensemble.seed]
-    return [] if any(one.name in diverged for one in found) else found
+    command_line.run_each(
+        cells, run_one, describe=lambda cell: f"{cell.steps:,} steps", publish=publish_study, workdir=workdir
+    )
 
 
 def check(options: Options) -> list[RobustCell]:
@@ -113,10 +101,8 @@ def check(options: Options) -> list[RobustCell]:
     chosen = mma_presets.methods(options.dataset, options.norm) if options.methods is None else options.methods
     if not chosen:
         raise ValueError("methods is empty: pass at least one, such as --methods std mma-1")
-    for method in chosen:
-        if method != ENSEMBLE:
-            kind_of(method)
-    if ENSEMBLE in chosen and not any(kind_of(method)[0] == "pgd" for method in chosen if method != ENSEMBLE):
+    kinds = {kind_of(method)[0] for method in chosen}
+    if ENSEMBLE in kinds and "pgd" not in kinds:
         raise ValueError(f"methods has {ENSEMBLE} without a member: add some, such as pgd-1")
     command_line.check_sizes(options, _COUNTS)
     if options.learning_rate is not None:

@@ -103,8 +103,7 @@ def cell(dataset: str, norm: str, method: str, *, seed: int = 0, **changes: Any)
     """
     checks.one_of("dataset", dataset, DATASETS)
     checks.one_of("norm", norm, NORMS)
-    if method != ENSEMBLE:
-        kind_of(method)
+    kind_of(method)
     place = dataset, norm
     settings: dict[str, Any] = dict(epsilons=EPSILONS[place], min_epsilon=MIN_EPSILON[place], radius=RADIUS[place])
     settings |= {"digits": _digits, "mnist": _mnist, "cifar10": _cifar}[dataset]()

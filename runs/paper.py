@@ -15,7 +15,6 @@ from jaxmargin import checks
 from jaxmargin.lab import data, publishing, tracking
 from jaxmargin.lab.compilation import keep_compiled
 from jaxmargin.lab.experiments import METHODS, MODELS, Cell, run_cell
-from jaxmargin.lab.training import DivergedError
 from runs import command_line, presets
 
 __all__ = ["Options", "main"]
@@ -77,18 +76,11 @@ def run(options: Options) -> None:
         cell.check(images)
     workdir = Path(options.workdir or f"out/paper-{options.dataset}")
     command_line.claim(workdir, settings(options))
-    diverged: list[DivergedError] = []
-    for number, cell in enumerate(cells, 1):
-        print(f"[{number}/{len(cells)}] {cell.name}: {describe(cell)}", file=sys.stderr)
-        try:
-            run_cell(cell, images, workdir, presets.published(cell.dataset, cell.model, cell.method))
-        except DivergedError as error:  # the others go on
-            diverged.append(error)
-    if any((workdir / "cards").glob("*.json")):
-        published = publishing.publish(workdir)
-        print(f"{published.table}\nreport: {published.report}")
-    if diverged:
-        raise diverged[0]
+
+    def run_one(cell: Cell) -> None:
+        run_cell(cell, images, workdir, presets.published(cell.dataset, cell.model, cell.method))
+
+    command_line.run_each(cells, run_one, describe=describe, publish=publishing.publish, workdir=workdir)
 
 
 def check(options: Options) -> list[Cell]:

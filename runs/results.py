@@ -113,15 +113,15 @@ def take_over(workdir: Path, folder: Path) -> None:
                 tracking.write_bytes(folder / path.relative_to(workdir), path.read_bytes())
 
 
-INTRODUCTION = """# Measured
+INTRODUCTION = f"""# Measured
 
 Written by `python -m runs.results` from the files in this folder. Numbers in brackets are those of the paper, Table 1
 of Wu and Yu (2019) or, in the folders named mma, Ding et al. (2020), and what "the paper" is said to show are its
 claims, to be compared with the figure below. A column such as "published 0.5 %" is the accuracy in percent under the
-published attack of radius 0.5. Allowed are differences from the paper of 1 point of clean accuracy on MNIST and of 2.5
-on CIFAR-10, of 4 points of accuracy under attack, and of a tenth of the average margin. Every card (`*/cards/*.json`)
-says its versions, seconds, settings, seed and sizes, and the device that finished it; the `.npz` beside it holds the
-points.
+published attack of radius 0.5. Allowed are differences from the paper of {comparison.CLEAN["mnist"]:g} point of clean
+accuracy on MNIST and of {comparison.CLEAN["cifar10"]:g} on CIFAR-10, of {comparison.ROBUST:g} points of accuracy under
+attack, and of {100 * comparison.MARGIN:g} % of the average margin. Every card (`*/cards/*.json`) says its versions, seconds,
+settings, seed and sizes, and the device that finished it; the `.npz` beside it holds the points.
 """
 
 if __name__ == "__main__":

@@ -24,8 +24,9 @@ def raised(flags):
     return {flag.name for flag in flags if flag.raised}
 
 
-def check(apply_fn, net, **options):
-    _, params, xs, ys = net
+def check(apply_fn, net, params=None, **options):
+    _, own, xs, ys = net
+    params = own if params is None else params
     return jm.health_check(apply_fn, params, xs, ys, **(dict(num_steps=40) | options))
 
 
@@ -46,7 +47,9 @@ def test_a_sound_classifier_raises_nothing(net):
 
 
 def test_a_scaled_last_layer_saturates_the_cross_entropy_and_capped_margins_are_noticed(net):
-    flags = check(lambda params, x: 3000.0 * net[0].apply(params, x), net, margins=capped(net, 0.5))
+    first, last = net[1]["Dense_0"], net[1]["Dense_1"]
+    scaled = {"Dense_0": first, "Dense_1": jax.tree.map(lambda leaf: 3000.0 * leaf, last)}
+    flags = check(net[0].apply, net, scaled, margins=capped(net, 0.5))
     assert {"saturated loss", "one loss far weaker", "unbounded attack", "margins capped"} <= raised(flags)
     assert flags[-1].value == pytest.approx(0.5)
     assert "zero gradients" not in raised(flags)

@@ -56,7 +56,7 @@ def test_the_number_of_devices_changes_no_bit(found):
     expected = {"rivals-margin", "exact-lipschitz", "rivals-remainder", "rivals-samples", "pgd-x_adv"}
     assert expected | {"radial-margin", "blocks-maxima"} <= set(measured)
     for what, meshes in measured.items():
-        assert len(meshes) == (5 if what.startswith("rivals") else 2)
+        assert len(meshes) == (4 if what.startswith("rivals") else 2)
         for mesh, values in meshes.items():
             np.testing.assert_array_equal(values, meshes["1x1"], err_msg=f"{what} on {mesh}")
     assert len(set(measured["rivals-margin"]["8x1"])) == 9

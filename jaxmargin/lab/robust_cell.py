@@ -78,15 +78,18 @@ class RobustCell:
             raise ValueError(f"bfloat16 is for wrn-28-4, not for {self.model}: leave it out")
         if not all(near < far for near, far in zip(self.epsilons, self.epsilons[1:], strict=False)):
             raise ValueError(f"epsilons={self.epsilons} must rise")
-        self.build_objective()
+        if self.method != ENSEMBLE:
+            self.build_objective()
 
     def build_model(self, input_shape: tuple[int, ...], num_classes: int) -> Model:
         """The network of the cell."""
         return _network(self.model, tuple(input_shape), num_classes, self.bfloat16)
 
     def build_objective(self) -> Objective:
-        """The objective of the cell's method."""
+        """The objective of the cell's method, which is not an ensemble."""
         kind, size = kind_of(self.method)
+        if kind == ENSEMBLE:
+            raise ValueError(f"method {ENSEMBLE!r} is not trained: its members are")
         if kind == "std":
             return objectives.standard()
         if kind == "lcr":
@@ -127,7 +130,7 @@ def kind_of(method: str) -> tuple[str, float]:
     """A method's kind and its size in input units, infinity where it has none.
 
     Args:
-      method: such as "std" or "mma-2".
+      method: such as "std", "mma-2" or "pgd-ens", which is a kind of its own.
 
     Returns:
       (kind, size).
@@ -139,8 +142,8 @@ def kind_of(method: str) -> tuple[str, float]:
     ('pgd', 1.5)
     """
     kind, _, size = method.partition("-")
-    if method in PLAIN:
-        return kind, math.inf
+    if method in (*PLAIN, ENSEMBLE):
+        return method, math.inf
     known = [*PLAIN, *(f"{one}-SIZE" for one in SIZED), ENSEMBLE]
     try:
         value = float(size)

@@ -109,7 +109,7 @@ def place(card: Card) -> tuple[int, float, int]:
     Returns:
       What to sort by.
     """
-    kind, size = (ENSEMBLE, 0.0) if card["method"] == ENSEMBLE else kind_of(card["method"])
+    kind, size = kind_of(card["method"])
     return _KINDS.index(kind), size, card["seed"]
 
 
@@ -194,7 +194,7 @@ def _sections(cards: list[Card], figures: dict[str, tuple[Path, str]]) -> list[S
 
 def _shown(cells: dict[str, _Cell]) -> dict[str, _Cell]:
     """Standard training, and the largest pgd and mma: the figures compare these."""
-    largest = {kind_of(method)[0]: method for method in cells if method != ENSEMBLE}
+    largest = {kind_of(method)[0]: method for method in cells}
     return {largest[kind]: cells[largest[kind]] for kind in ("std", "pgd", "mma") if kind in largest} or cells
 
 
@@ -203,7 +203,7 @@ def _spread(cells: dict[str, _Cell], title: str) -> Any:
     for method, cell in cells.items():
         for share, values in zip(cell.arrays["moments"], cell.arrays["distance"], strict=True):
             distances.setdefault(f"{share:.0%} of training", {})[method] = values
-    sizes = {method: kind_of(method)[1] for method in cells if method != ENSEMBLE}
+    sizes = {method: kind_of(method)[1] for method in cells}
     epsilons = {method: size for method, size in sizes.items() if np.isfinite(size)}
     return mma_plots.margin_spread(distances, title=title, epsilons=epsilons)
 
