@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import tyro
+from filelock import FileLock, Timeout
 
 from jaxmargin import checks
 from jaxmargin.lab import tracking
 from jaxmargin.lab.training import DivergedError
 
-__all__ = ["SETTINGS", "check_sizes", "claim", "exit_code", "parse", "run_each", "stopped"]
+__all__ = ["SETTINGS", "check_sizes", "claimed", "exit_code", "parse", "run_each", "stopped"]
 
 SETTINGS = "settings.json"
 
@@ -140,28 +141,54 @@ def check_sizes(options: Any, counts: Sequence[str]) -> None:
         checks.whole("seeds", seed, least=0)
 
 
-def claim(workdir: Path, settings: dict[str, Any]) -> None:
-    """Writes the settings of a run into its workdir, or refuses one that holds a run with others.
+@contextlib.contextmanager
+def claimed(workdir: Path, settings: dict[str, Any]) -> Iterator[None]:
+    """Writes the settings of a run into its workdir and holds it for the run, or refuses one that another run has.
 
     Args:
       workdir: made if missing; settings that it has and the run has not are of no concern.
       settings: in JSON's own types, by name; those of several cells by the cell's name.
 
     Raises:
-      ValueError: the workdir cannot be written, or what differs.
+      ValueError: the workdir cannot be written, another process is at work in it, or what differs from its settings.
     """
-    path = workdir / SETTINGS
+    with _alone(workdir):
+        path = workdir / SETTINGS
+        try:
+            before = tracking.read_json(path) if path.exists() else {}
+        except (OSError, ValueError) as error:
+            raise _unusable(workdir, error) from None
+        if changes := sorted(set(_changes(settings, before))):
+            raise ValueError(
+                f"workdir={str(workdir)!r} holds a run with other settings: {', '.join(changes)}; repeat its options or"
+                " pass another --workdir"
+            )
+        tracking.write_json(path, settings)
+        yield
+
+
+@contextlib.contextmanager
+def _alone(workdir: Path) -> Iterator[None]:
+    """Makes a folder and keeps other processes out of it, where the file system has locks."""
+    lock = FileLock(workdir / ".lock")
     try:
-        tracking.write_bytes(workdir / ".writable", b"").unlink()
-        before = tracking.read_json(path) if path.exists() else {}
-    except (OSError, ValueError) as error:
-        raise ValueError(f"workdir={str(workdir)!r} cannot be used ({error}): pass another --workdir") from None
-    if changes := sorted(set(_changes(settings, before))):
+        lock.acquire(timeout=0)
+    except Timeout:
         raise ValueError(
-            f"workdir={str(workdir)!r} holds a run with other settings: {', '.join(changes)}; repeat its options or"
-            " pass another --workdir"
-        )
-    tracking.write_json(path, settings)
+            f"workdir={str(workdir)!r} is that of a run under way: wait for its end or pass another --workdir"
+        ) from None
+    except NotImplementedError:
+        pass
+    except OSError as error:
+        raise _unusable(workdir, error) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _unusable(workdir: Path, error: Exception) -> ValueError:
+    return ValueError(f"workdir={str(workdir)!r} cannot be used ({error}): pass another --workdir")
 
 
 def _changes(now: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[str]:

@@ -81,7 +81,6 @@ def run(options: Options) -> None:
     for cell in cells:
         cell.check(images)
     workdir = Path(options.workdir or f"out/mma-{options.dataset}-{options.norm}")
-    command_line.claim(workdir, _settings(options))
 
     def run_one(cell: RobustCell) -> None:
         if cell.method != ENSEMBLE:
@@ -91,9 +90,11 @@ def run(options: Options) -> None:
         if all((workdir / "cards" / f"{one.name}.json").exists() for one in members):  # none of them diverged
             run_ensemble(cell, members, images, workdir)
 
-    command_line.run_each(
-        cells, run_one, describe=lambda cell: f"{cell.steps:,} steps", publish=publish_study, workdir=workdir
-    )
+    def describe(cell: RobustCell) -> str:
+        return f"{cell.steps:,} steps"
+
+    with command_line.claimed(workdir, _settings(options)):
+        command_line.run_each(cells, run_one, describe=describe, publish=publish_study, workdir=workdir)
 
 
 def check(options: Options) -> list[RobustCell]:

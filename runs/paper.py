@@ -75,12 +75,12 @@ def run(options: Options) -> None:
     for cell in cells:
         cell.check(images)
     workdir = Path(options.workdir or f"out/paper-{options.dataset}")
-    command_line.claim(workdir, settings(options))
 
     def run_one(cell: Cell) -> None:
         run_cell(cell, images, workdir, presets.published(cell.dataset, cell.model, cell.method))
 
-    command_line.run_each(cells, run_one, describe=describe, publish=publishing.publish, workdir=workdir)
+    with command_line.claimed(workdir, settings(options)):
+        command_line.run_each(cells, run_one, describe=describe, publish=publishing.publish, workdir=workdir)
 
 
 def check(options: Options) -> list[Cell]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from jaxmargin import checks
 from jaxmargin.lab import data, tracking
 from jaxmargin.lab.compilation import keep_compiled
-from jaxmargin.lab.experiments import run_cell
+from jaxmargin.lab.experiments import Cell, run_cell
 from jaxmargin.lab.reports import markdown_table
 from jaxmargin.lab.tables import Card
 from jaxmargin.lab.training import DivergedError
@@ -94,7 +94,6 @@ def run(options: Options) -> None:
     images = data.load(question.dataset, data_dir=options.data_dir)
     workdir = Path(options.workdir or f"out/question-{options.question}")
     place = question.dataset, question.model, question.method
-    paper = presets.published(*place)
     sizes: dict[str, Any] = {name: getattr(options, name) for name in _SIZES}
     cells = {
         name: presets.cell(*place, preset="released", seed=options.seed, **(sizes | changes))
@@ -102,16 +101,8 @@ def run(options: Options) -> None:
     }
     for cell in cells.values():
         cell.check(images)
-    for name, cell in cells.items():
-        command_line.claim(workdir / folder_of(name), tracking.plain(asdict(cell)))
-    cards: dict[str, Card | None] = {}
-    for number, (name, cell) in enumerate(cells.items(), 1):
-        print(f"[{number}/{len(cells)}] {name}", file=sys.stderr)
-        try:
-            cards[name] = run_cell(cell, images, workdir / folder_of(name), paper)
-        except DivergedError as error:  # an answer too
-            print(f"{name}: {error}", file=sys.stderr)
-            cards[name] = None
+    with command_line.claimed(workdir, tracking.plain({folder_of(name): asdict(cell) for name, cell in cells.items()})):
+        cards = _answers(cells, images, workdir)
     attacked = min(options.attack_points, len(images.test.labels))
     sizes_said = (
         f"{options.epochs} epochs, one seed, margins of {options.points} points; an accuracy under attack of"
@@ -120,6 +111,20 @@ def run(options: Options) -> None:
     said = f"{markdown_table(ranking(cards, *place))}\n{sizes_said}\n"
     tracking.write_bytes(workdir / "ranking.md", said.encode())
     print(said)
+
+
+def _answers(cells: dict[str, Cell], images: data.Dataset, workdir: Path) -> dict[str, Card | None]:
+    """The card of every variant, None where it diverged."""
+    cards: dict[str, Card | None] = {}
+    for number, (name, cell) in enumerate(cells.items(), 1):
+        print(f"[{number}/{len(cells)}] {name}", file=sys.stderr)
+        paper = presets.published(cell.dataset, cell.model, cell.method)
+        try:
+            cards[name] = run_cell(cell, images, workdir / folder_of(name), paper)
+        except DivergedError as error:  # an answer too
+            print(f"{name}: {error}", file=sys.stderr)
+            cards[name] = None
+    return cards
 
 
 def folder_of(variant: str) -> str:

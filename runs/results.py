@@ -120,8 +120,8 @@ of Wu and Yu (2019) or, in the folders named mma, Ding et al. (2020), and what "
 claims, to be compared with the figure below. A column such as "published 0.5 %" is the accuracy in percent under the
 published attack of radius 0.5. Allowed are differences from the paper of {comparison.CLEAN["mnist"]:g} point of clean
 accuracy on MNIST and of {comparison.CLEAN["cifar10"]:g} on CIFAR-10, of {comparison.ROBUST:g} points of accuracy under
-attack, and of {100 * comparison.MARGIN:g} % of the average margin. Every card (`*/cards/*.json`) says its versions, seconds,
-settings, seed and sizes, and the device that finished it; the `.npz` beside it holds the points.
+attack, and of {100 * comparison.MARGIN:g} % of the average margin. Every card (`*/cards/*.json`) says its versions,
+seconds, settings, seed and sizes, and the device that finished it; the `.npz` beside it holds the points.
 """
 
 if __name__ == "__main__":

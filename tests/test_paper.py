@@ -1,5 +1,6 @@
 """The main job from the command line: bad input, interruption by kill -9, and the published settings."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -116,13 +117,24 @@ def test_help_names_every_option(capsys):
 
 def test_a_changed_configuration_in_the_same_workdir_is_refused_with_the_difference(tmp_path, capsys):
     options = paper.Options(workdir=str(tmp_path), epochs=5)
-    command_line.claim(tmp_path, paper.settings(options))
-    command_line.claim(tmp_path, paper.settings(options))
-    for more in (dict(models=("cnn",)), dict(seeds=(1, 2))):  # more cells may come
-        command_line.claim(tmp_path, paper.settings(paper.Options(workdir=str(tmp_path), epochs=5, **more)))
+    for more in ({}, {}, dict(models=("cnn",)), dict(seeds=(1, 2))):  # more cells may come
+        more_options = dataclasses.replace(options, **more)
+        with command_line.claimed(tmp_path, paper.settings(more_options)):
+            pass
     assert paper.main(["--workdir", str(tmp_path), "--epochs", "7"]) == 2
     error = capsys.readouterr().err
     assert "epochs=7 (there: 5)" in error and "another --workdir" in error
+
+
+def test_a_workdir_is_one_run_s_at_a_time(tmp_path, capsys):
+    arguments = ["--models", "linear", "--methods", "std", "--workdir", str(tmp_path)]
+    with command_line.claimed(tmp_path, {}):
+        assert paper.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "is that of a run under way" in error and "another --workdir" in error
+    assert not list(tmp_path.glob("c*"))  # neither cells nor cards
+    with command_line.claimed(tmp_path, {}):  # as soon as it has ended
+        pass
 
 
 def test_a_slice_ends_after_its_minutes_and_says_how_to_go_on(capsys):

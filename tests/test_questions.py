@@ -62,7 +62,7 @@ def test_a_variant_of_other_settings_is_refused(cells, tmp_path, capsys):
     assert questions.main([*folder, "--points", "7"]) == 2
     error = capsys.readouterr().err
     assert "points=7 (there: 100)" in error and "another --workdir" in error
-    assert read_json(tmp_path / "beta-0.001" / "settings.json")["points"] == 100
+    assert read_json(tmp_path / "settings.json")["beta-0.001"]["points"] == 100
 
 
 def test_a_variant_that_diverges_is_ranked_last_and_stops_no_other(cells, tmp_path, capsys, monkeypatch):

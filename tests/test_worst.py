@@ -21,7 +21,7 @@ def run(linear, key, batch_size=None, **options):
     return lifted(linear.params, key, jnp.asarray(linear.xs, jnp.float32), linear.ys)
 
 
-@pytest.mark.parametrize("num_classes", [2, 3, 5])
+@pytest.mark.parametrize("num_classes", [2, 5])
 @pytest.mark.parametrize(("norm", "dual"), [(jm.l2, 2), (jm.linf, 1), (jm.l1, np.inf)], ids=["l2", "linf", "l1"])
 def test_exactly_the_points_within_reach_are_found(num_classes, norm, dual, key):
     linear = right(random_linear(num_classes, n=60))
@@ -41,13 +41,11 @@ def test_the_size_of_a_batch_and_the_neighbours_change_nothing(tiny, key):
     xs = jnp.asarray(rng.normal(size=(50, 4, 3)), jnp.float32)
     ys = jnp.argmax(jax.vmap(tiny.model.apply, (None, 0))(tiny.params, xs), 1)
     runs = [
-        jm.over_batch(jm.worst_case, tiny.model.apply, epsilon=0.8, num_steps=20, batch_size=size)
-        for size in (7, 50, 1000)
+        jm.over_batch(jm.worst_case, tiny.model.apply, epsilon=0.8, num_steps=20, batch_size=size) for size in (7, 1000)
     ]
-    first, *others = [run(tiny.params, jax.random.clone(key), xs, ys) for run in runs]
+    first, second = [run(tiny.params, jax.random.clone(key), xs, ys) for run in runs]
     assert 5 < first.found.sum() < 45
-    for other in others:
-        jax.tree.map(np.testing.assert_array_equal, first, other)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
 def test_one_example_by_itself_gives_what_it_gives_in_a_batch(tiny, key):
