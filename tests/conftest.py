@@ -23,9 +23,10 @@ def compiled_once(tmp_path_factory):
 # Files that look at decisions, or at numbers far above rounding: compiled in a hurry, in two thirds of the time. What
 # rests on bits, rounding or memory is compiled as for users.
 HURRIED = {
-    "test_adaptive", "test_adversarial", "test_attacks", "test_audit", "test_endpoints", "test_experiments",
-    "test_health", "test_max_margin", "test_mma", "test_nearest", "test_paper", "test_readme", "test_residual",
-    "test_results", "test_rivals", "test_robustness", "test_training",
+    "test_adapters", "test_adaptive", "test_adversarial", "test_api", "test_attacks", "test_audit", "test_case_study",
+    "test_endpoints", "test_experiments", "test_extremes", "test_health", "test_margins", "test_max_margin", "test_mma",
+    "test_nearest", "test_one_dimension", "test_paper", "test_pgd", "test_readme", "test_residual", "test_results",
+    "test_rivals", "test_robustness", "test_slopes", "test_training",
 }  # fmt: skip
 
 

