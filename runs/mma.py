@@ -56,6 +56,8 @@ class Options:
     """Test points whose distance is estimated, certified and attacked; by default 200 (cifar10: 50; digits: 60)."""
     num_samples: int | None = None
     """Ball samples a point for the Lipschitz constants; by default 8,192 (cifar10, digits: 1,024)."""
+    reference: bool = False
+    """Search the boundary as the authors' released code does, in mma."""
     bfloat16: bool = False
     """Compute the convolutions of the cifar10 network in bfloat16."""
     seeds: tuple[int, ...] = (0,)
@@ -87,11 +89,13 @@ def run(options: Options) -> None:
             run_robust_cell(cell, images, workdir, mma_presets.published(cell.dataset, cell.norm, cell.method))
             return
         members = [one for one in cells if kind_of(one.method)[0] == "pgd" and one.seed == cell.seed]
-        if all((workdir / "cards" / f"{one.name}.json").exists() for one in members):  # none of them diverged
+        if missing := [one.method for one in members if not (workdir / "cards" / f"{one.name}.json").exists()]:
+            print(f"{cell.name}: left out, since {', '.join(missing)} diverged", file=sys.stderr)
+        else:
             run_ensemble(cell, members, images, workdir)
 
     def describe(cell: RobustCell) -> str:
-        return f"{cell.steps:,} steps"
+        return "its members vote" if cell.method == ENSEMBLE else f"{cell.steps:,} steps"
 
     with command_line.claimed(workdir, _settings(options)):
         command_line.run_each(cells, run_one, describe=describe, publish=publish_study, workdir=workdir)
@@ -117,7 +121,7 @@ def check(options: Options) -> list[RobustCell]:
 def _cell(options: Options, method: str, seed: int) -> RobustCell:
     changes: dict[str, Any] = {name: getattr(options, name) for name in _COUNTS}
     changes |= {name: getattr(options, name) for name in ("model", "learning_rate")}
-    changes["bfloat16"] = options.bfloat16 or None
+    changes |= {name: getattr(options, name) or None for name in ("bfloat16", "reference")}
     return mma_presets.cell(options.dataset, options.norm, method, seed=seed, **changes)
 
 

@@ -11,10 +11,10 @@ PADDING = 2
 PIXELS = np.random.default_rng(0).permutation(60).reshape(6, 5, 2) + 1  # no two alike, none 0 as the border
 
 
-def all_crops(image, padding):
+def all_crops(image, padding, mode="constant"):
     """{bytes: (top, left, flipped)} of every crop."""
     h, w, _ = image.shape
-    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)), mode)
     found = {}
     for top, left in np.ndindex(2 * padding + 1, 2 * padding + 1):
         crop = padded[top : top + h, left : left + w]
@@ -23,9 +23,9 @@ def all_crops(image, padding):
     return found
 
 
-def draw(image, n, padding=PADDING, seed=0):
+def draw(image, n, padding=PADDING, seed=0, **options):
     keys = jax.random.split(jax.random.key(seed), n)
-    return np.asarray(jax.jit(jax.vmap(lambda key: crop_and_flip(key, image, padding=padding)))(keys))
+    return np.asarray(jax.jit(jax.vmap(lambda key: crop_and_flip(key, image, padding=padding, **options)))(keys))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.uint8, jnp.bfloat16, bool])
@@ -36,6 +36,14 @@ def test_each_output_is_a_possible_crop_of_the_same_type(dtype):
     assert outputs.shape == (50, *image.shape)
     crops = all_crops(image, PADDING)
     assert all(output.tobytes() in crops for output in outputs)
+
+
+def test_the_padding_may_mirror_the_image():
+    image = PIXELS.astype(np.uint8)
+    mirrored, zeros = all_crops(image, PADDING, "reflect"), all_crops(image, PADDING)
+    outputs = {output.tobytes() for output in draw(image, 1000, mode="reflect")}
+    assert outputs <= set(mirrored) and len(outputs) == len(mirrored)
+    assert len(outputs & set(zeros)) == 2  # what is not shifted
 
 
 @pytest.mark.parametrize("padding", [1, 2])
@@ -88,3 +96,8 @@ def test_anything_but_one_image_is_refused(shape, key):
 def test_a_padding_of_nothing_is_refused(padding, key):
     with pytest.raises(ValueError, match=rf"padding={padding} must be a whole number of at least 1"):
         crop_and_flip(key, jnp.zeros((4, 4, 1)), padding=padding)
+
+
+def test_an_unknown_padding_is_refused(key):
+    with pytest.raises(ValueError, match="mode='edge' is unknown: choose from constant, reflect"):
+        crop_and_flip(key, jnp.zeros((4, 4, 1)), mode="edge")

@@ -62,7 +62,8 @@ def test_the_points_agree_with_the_card(straight):
         within = [(arrays["distance"][-1] <= epsilon).mean() for epsilon in card["epsilons"]]
         assert (1 - np.array(card["robust_accuracy"]) >= np.array(within) - 1e-9).all()
         np.testing.assert_allclose(card["robust_accuracy"], 1 - arrays["broken"].mean(0), rtol=1e-6)
-        assert arrays["plane_loss"].shape == (41, 41)
+        assert arrays["plane_loss"].shape == arrays["plane_margin"].shape == (41, 41)
+        assert (arrays["plane_loss"] >= -arrays["plane_margin"]).all()  # soft
 
 
 def test_the_report_has_all_the_figures_and_both_papers_in_one_table(straight):
@@ -122,7 +123,7 @@ def test_a_cell_that_diverges_does_not_keep_the_others_from_their_cards(tmp_path
     assert mma.main([*arguments, "amr"]) == 1  # and there is no ensemble without all of its members
     said = capsys.readouterr()
     assert "digits-l2-pgd-0.5-seed0: the loss is not finite" in said.err and "| amr |" in said.out
-    assert "pgd-ens" not in said.out
+    assert "pgd-ens" not in said.out and "pgd-ens-seed0: left out, since pgd-0.5 diverged" in said.err
     assert mma.main([*TINY, "--methods", "std", "--workdir", str(tmp_path / "other")]) == 1
     said = capsys.readouterr()
     assert "digits-l2-std-seed0: the loss is not finite" in said.err and not said.out
@@ -162,6 +163,7 @@ def test_another_configuration_in_the_same_workdir_is_refused(straight, capsys):
         (["--methods", "std", "pgd-ens"], ["pgd-ens without a member"]),
         (["--steps", "7"], ["steps=7", "at least 10"]),
         (["--points", "1000"], ["points=1000 is more than the 360 test images"]),
+        (["--attack-points", "361"], ["attack_points=361 is more than the 360 test images"]),
         (["--seeds", "-1"], ["seeds=-1"]),
         (["--learning-rate", "0"], ["learning_rate=0.0 must be finite and greater than 0"]),
     ],
@@ -181,9 +183,12 @@ def test_the_presets_are_the_papers():
     assert (mnist.attack_steps, mnist.min_epsilon, mnist.validation) == (40, 0.5, 5000)
     assert (cifar.steps, cifar.batch_size, cifar.attack_steps, cifar.min_epsilon) == (50_000, 128, 10, 0.005)
     assert cifar.augment and cifar.epsilons[1] == pytest.approx(8 / 255)
-    rates = cifar.build_optimizer()
-    params = {"w": jnp.ones(2)}
-    assert rates.init(params)  # momentum and schedule
+    optimizer, params = cifar.build_optimizer(), {"w": jnp.ones(1)}
+    updates, _ = optimizer.update({"w": jnp.ones(1)}, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["w"], -0.3 * (1 + 2e-4), rtol=1e-6)  # with weight decay
+    trades = [mma_presets.cell(dataset, "linf", "trades-0.3") for dataset in ("mnist", "cifar10")]
+    assert [cell.trades_beta for cell in trades] == [1.0, 6.0] and trades[0].trades_step_size == 0.01
+    assert mma_presets.published("mnist", "linf", "mma-0.45")["robust_accuracy"] == (0.979, 0.96, 0.926, 0.852)
     assert mma_presets.published("mnist", "l2", "mma-6") == {"average_distance": 2.76}
     assert mma_presets.methods("mnist", "l2") == (
         *("std", "lcr", "amr", "pgd-1", "pgd-2", "pgd-3", "pgd-ens", "trades-2", "mma-2", "mma-4", "mma-6"),
@@ -200,6 +205,11 @@ def test_another_rate_falls_at_the_same_steps_by_the_same_factors():
     rates = mma_presets.cell("cifar10", "l2", "std", learning_rate=0.1).learning_rates
     assert [step for step, _ in rates] == [0, 20_000, 30_000, 40_000]
     np.testing.assert_allclose([rate for _, rate in rates], [0.1, 0.03, 0.01, 0.003])
+
+
+def test_rates_of_ones_own_stay_as_they_are():
+    rates = ((0, 0.1), (2000, 0.05))
+    assert mma_presets.cell("cifar10", "l2", "std", steps=5000, learning_rates=rates).learning_rates == rates
 
 
 def test_the_rates_of_cifar_fall_at_the_papers_steps():

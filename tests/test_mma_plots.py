@@ -11,7 +11,8 @@ from jaxmargin.lab.one_dimension import OneDimension
 
 RNG = np.random.default_rng(0)
 FIRST, SECOND = np.linspace(-1.0, 2.0, 7), np.linspace(-1.0, 1.0, 5)
-PLANE = (FIRST, SECOND, FIRST[:, None] - 0.5 + 0.1 * SECOND**2)
+HEIGHTS = FIRST[:, None] - 0.5 + 0.1 * SECOND**2
+PLANE = (FIRST, SECOND, HEIGHTS + 0.2, -HEIGHTS)
 SPREAD = {"mma-2": RNG.normal(2.0, 0.4, 100), "pgd-1": RNG.normal(1.0, 0.3, 80)}
 XS = np.linspace(0.0, 2.0, 9)
 RESULT = OneDimension(
@@ -209,7 +210,7 @@ def boundaries(axes):
 
 
 def test_landscapes_have_one_scale_of_colours_centred_at_zero_and_their_bar():
-    low = (FIRST, SECOND, 4.0 * PLANE[2])
+    low = (FIRST, SECOND, 4.0 * PLANE[2], PLANE[3])
     figure = mma_plots.landscapes({"mma-2": PLANE, "std": low}, title="t")
     *row, bar = figure.axes
     fillings = [axes.collections[0] for axes in row]
@@ -226,16 +227,16 @@ def test_landscapes_mark_the_boundary_and_the_point():
     figure = mma_plots.landscapes({"mma-2": PLANE}, title="t")
     (x, y) = boundaries(figure.axes[0]).T
     inside = np.interp(y, SECOND, 0.5 - 0.1 * SECOND**2)
-    assert_allclose(x, inside, atol=0.02)  # the zero of the values, along the first direction
+    assert_allclose(x, inside, atol=0.02)  # the zero of the margin, along the first direction
     assert y.min() == -1.0 and y.max() == 1.0
     (point,) = figure.axes[0].get_lines()
     assert_array_equal(point.get_xydata(), [[0.0, 0.0]])
-    assert list(legend(figure)) == ["decision boundary (loss 0)", "the point"]
+    assert list(legend(figure)) == ["decision boundary", "the point"]
 
 
 @pytest.mark.parametrize("value", [-3.0, 0.0, 2.0, np.nan, np.inf])
 def test_landscapes_without_a_boundary_draw(value):
-    figure = mma_plots.landscapes({"mma-2": (FIRST, SECOND, np.full((7, 5), value))}, title="t")
+    figure = mma_plots.landscapes({"mma-2": (FIRST, SECOND, *2 * [np.full((7, 5), value)])}, title="t")
     figure.draw_without_rendering()
     assert not len(boundaries(figure.axes[0]))
     assert notes(figure)[0] == ("" if np.isfinite(value) else "35 not finite")
@@ -244,13 +245,20 @@ def test_landscapes_without_a_boundary_draw(value):
 def test_landscapes_count_what_is_not_finite():
     values = PLANE[2].copy()
     values[0, :2] = np.nan, np.inf
-    figure = mma_plots.landscapes({"mma-2": (FIRST, SECOND, values), "std": PLANE}, title="t")
+    figure = mma_plots.landscapes({"mma-2": (FIRST, SECOND, values, PLANE[3]), "std": PLANE}, title="t")
     figure.draw_without_rendering()
     assert notes(figure)[:2] == ["2 not finite", ""]
 
 
 @pytest.mark.parametrize(
-    "grid", [(FIRST, SECOND, PLANE[2].T), (FIRST[:-1], SECOND, PLANE[2]), ([1.0], [1.0], [[1.0]]), (FIRST, [], [])]
+    "grid",
+    [
+        (FIRST, SECOND, PLANE[2].T, PLANE[3]),
+        (FIRST, SECOND, PLANE[2], PLANE[3][:-1]),
+        (FIRST[:-1], SECOND, *PLANE[2:]),
+        ([1.0], [1.0], [[1.0]], [[1.0]]),
+        (FIRST, [], [], []),
+    ],
 )
 def test_landscapes_that_cannot_be_drawn_are_named(grid):
     with pytest.raises(ValueError, match="'broken' has values of shape"):

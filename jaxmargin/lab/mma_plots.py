@@ -86,40 +86,40 @@ def margin_spread(
     return figure
 
 
-def landscapes(grids: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]], *, title: str) -> Figure:
+def landscapes(grids: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike]], *, title: str) -> Figure:
     """Draws the loss in a plane through a point: along its attack, and a random direction (Figure 3).
 
     Args:
-      grids: Method to (first [m], second [k], values [m, k]): distances along the attack and along the other direction,
-        and the soft margin loss there, negative where the prediction is right.
+      grids: Method to (first [m], second [k], loss [m, k], margin [m, k]): distances along the attack and along the
+        other direction, the soft margin loss there, and the logit margin, positive where the prediction is right.
       title: The figure's title.
 
     Returns:
       The figure, with a panel for each method on one scale of colours, and the bar of these colours. A thick line is
-      where the loss is 0: the decision boundary or, with more than two classes, just before it.
+      the decision boundary, where the margin is 0; with more than two classes the loss is 0 before it.
 
     Raises:
-      ValueError: `grids` is empty, or the values of a method have another shape than (m, k), m and k at least 2.
+      ValueError: `grids` is empty, or loss or margin of a method have another shape than (m, k), m and k at least 2.
     """
     planes = {method: _plane(method, *grid) for method, grid in drawing.filled(grids, "grids").items()}
-    pooled = np.concatenate([values.ravel() for _, _, values in planes.values()])
+    pooled = np.concatenate([loss.ravel() for _, _, loss, _ in planes.values()])
     finite = np.append(pooled[np.isfinite(pooled)], 0.0)
     levels = np.asarray(MaxNLocator(LEVELS, min_n_ticks=4).tick_values(finite.min(), finite.max()))
     limit = float(np.abs(levels).max())
     xlabel, ylabel = "along the attack", "random, orthogonal"
     figure, row = _panels(title, tuple(planes), xlabel=xlabel, ylabel=ylabel, height=3.9)
-    for axes, (first, second, values) in zip(row, planes.values(), strict=True):
-        known = np.ma.masked_invalid(values.T)  # [k, m]
+    for axes, (first, second, loss, margin) in zip(row, planes.values(), strict=True):
+        known, side = np.ma.masked_invalid(loss.T), np.ma.masked_invalid(margin.T)  # [k, m]
         drawn = axes.contourf(first, second, known, levels, cmap="RdBu_r", vmin=-limit, vmax=limit)
-        if known.count() and known.min() < 0 < known.max():
-            axes.contour(first, second, known, [0.0], colors=drawing.INK, linewidths=2.6)
+        if side.count() and side.min() < 0 < side.max():
+            axes.contour(first, second, side, [0.0], colors=drawing.INK, linewidths=2.6)
         axes.plot(0.0, 0.0, zorder=3, **HERE)
-        drawing.note(axes, int(np.sum(~np.isfinite(values))), "not finite")
+        drawing.note(axes, int(np.sum(~np.isfinite(loss))), "not finite")
     _apart(row)
     bar = figure.colorbar(drawn, ax=row, fraction=0.04, pad=0.02)
     bar.set_label("soft margin loss", fontsize=drawing.LABEL_SIZE, color=drawing.INK)
     bar.ax.tick_params(labelsize=drawing.TICK_SIZE)
-    boundary = Line2D([], [], color=drawing.INK, linewidth=2.6, label="decision boundary (loss 0)")
+    boundary = Line2D([], [], color=drawing.INK, linewidth=2.6, label="decision boundary")
     drawing.legend(figure, [boundary, Line2D([], [], **HERE, label="the point")])
     return figure
 
@@ -256,13 +256,14 @@ def _dotted(epsilons: Mapping[str, float]) -> dict[str, tuple[float, tuple[float
     return lines
 
 
-def _plane(method: str, first: ArrayLike, second: ArrayLike, values: ArrayLike) -> tuple[Points, Points, Points]:
+def _plane(method: str, first: ArrayLike, second: ArrayLike, *fields: ArrayLike) -> tuple[Points, ...]:
     """The arrays of one method, which must fit together."""
     rows, columns = drawing.array(method, first), drawing.array(method, second)
-    heights = np.asarray(values, dtype=np.float64)
-    if heights.shape != (len(rows), len(columns)) or min(heights.shape) < 2:
-        raise ValueError(
-            f"{method!r} has values of shape {heights.shape} for {len(rows)} by {len(columns)} distances: pass [m, k],"
-            " at least 2 by 2"
-        )
-    return rows, columns, heights
+    heights = [np.asarray(values, dtype=np.float64) for values in fields]
+    for values in heights:
+        if values.shape != (len(rows), len(columns)) or min(values.shape) < 2:
+            raise ValueError(
+                f"{method!r} has values of shape {values.shape} for {len(rows)} by {len(columns)} distances: pass"
+                " [m, k], at least 2 by 2"
+            )
+    return rows, columns, *heights

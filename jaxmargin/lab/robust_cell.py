@@ -41,6 +41,7 @@ class RobustCell:
     validation: int
     attack_steps: int
     min_epsilon: float
+    reference: bool
     trades_beta: float
     trades_step_size: float | None
     lam: float
@@ -71,8 +72,9 @@ class RobustCell:
         checks.whole("steps", self.steps, least=10)
         if self.validation >= (n := len(data.train.labels)):
             raise ValueError(f"validation={self.validation} leaves none of the {n} training images of {data.name}")
-        if self.points > (n := len(data.test.labels)):
-            raise ValueError(f"points={self.points} is more than the {n} test images of {data.name}")
+        for name, count in (("points", self.points), ("attack_points", self.attack_points)):
+            if count > (n := len(data.test.labels)):
+                raise ValueError(f"{name}={count} is more than the {n} test images of {data.name}")
         default_chunk_size(self.num_samples, data.train.images[0].size)
         if self.bfloat16 and self.model != "wrn-28-4":
             raise ValueError(f"bfloat16 is for wrn-28-4, not for {self.model}: leave it out")
@@ -101,6 +103,7 @@ class RobustCell:
             return objectives.adversarial(epsilon=size, **options)
         if kind == "trades":
             return objectives.trades(epsilon=size, beta=self.trades_beta, step_size=self.trades_step_size, **options)
+        options["reference"] = self.reference
         return objectives.mma(d_max=size, min_epsilon=min(self.min_epsilon, size), **options)
 
     def build_optimizer(self) -> optax.GradientTransformation:

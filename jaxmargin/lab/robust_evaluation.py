@@ -20,7 +20,7 @@ from jaxmargin.lab.resuming import Stopwatch
 from jaxmargin.lab.robust_cell import NORMS, RobustCell
 from jaxmargin.lab.robustness import BOX, bounds, broken_in_the_worst_case
 from jaxmargin.lab.training import evaluator
-from jaxmargin.losses import soft_logit_margin
+from jaxmargin.losses import logit_margin, soft_logit_margin
 from jaxmargin.margins import Margins, lipschitz_margin
 from jaxmargin.norms import l2
 
@@ -34,11 +34,14 @@ _GRID, _REACH = 41, 2.0
 
 
 @functools.cache
-def _soft_losses(apply_fn: Callable[[Any, jax.Array], jax.Array]) -> Callable[..., jax.Array]:
-    """(params, xs [m, *d], y) -> the soft margin loss at each, [m]."""
-    return jax.jit(
-        lambda params, xs, y: jax.lax.map(lambda x: -soft_logit_margin(apply_fn(params, x), y), xs, batch_size=_GRID)
-    )
+def _heights(apply_fn: Callable[[Any, jax.Array], jax.Array]) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """(params, xs [m, *d], y) -> the soft margin loss and the logit margin at each, [m] both."""
+
+    def one(params: Any, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = apply_fn(params, x)
+        return -soft_logit_margin(logits, y), logit_margin(logits, y)
+
+    return jax.jit(lambda params, xs, y: jax.lax.map(lambda x: one(params, x, y), xs, batch_size=_GRID))
 
 
 def mean_distance(distance: np.ndarray) -> float:
@@ -78,7 +81,7 @@ class Evaluation:
         self.cell, self.data, self.folder, self.apply_fn = cell, data, folder, apply_fn
         self.clock, self.keys, self.norm = clock, keys, NORMS[cell.norm]
         self.nearest = lifted(minimum_norm, apply_fn, norm=self.norm, num_steps=cell.nearest_steps, box=BOX)
-        self.attacked = self._inputs(slice(min(cell.attack_points, len(data.test.labels))))
+        self.attacked = self._inputs(slice(cell.attack_points))
         self.index = margin_points(len(data.test.labels), cell.points)
 
     def _inputs(self, chosen: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -131,7 +134,7 @@ class Evaluation:
         return {"index": self.index, "margin": margins["margin"], **found}
 
     def _landscape(self, params: Any, distance: np.ndarray) -> Arrays:
-        """The soft margin loss in a plane through the first image that is right: along its attack, and at random."""
+        """Loss and margin in a plane through the first image that is right: along its attack, and at random."""
         chosen = np.flatnonzero((distance > 0) & np.isfinite(distance))[:1]
         if not len(chosen):
             return {}
@@ -148,8 +151,9 @@ class Evaluation:
             lengths = np.asarray(ends, np.float32)[:, None, None, None]
             first, second = (lengths * (vector / self.norm.size(vector))[None] for vector in (along, other))
             places = (x[None] + first[:, None] + second[None]).reshape(-1, *along.shape)
-            values = _soft_losses(self.apply_fn)(params, places, y[0])
-        return {"plane_image": chosen, "plane_ends": ends, "plane_loss": np.asarray(values).reshape(_GRID, _GRID)}
+            heights = _heights(self.apply_fn)(params, places, y[0])
+        loss, margin = (np.asarray(height).reshape(_GRID, _GRID) for height in heights)
+        return {"plane_image": chosen, "plane_ends": ends, "plane_loss": loss, "plane_margin": margin}
 
     def card(self, params: Any, arrays: Arrays) -> dict[str, Any]:
         """The result card."""

@@ -24,21 +24,24 @@ _TABLE = """Accuracy in percent: clean on all test images, and at each epsilon i
 attacks and auto-PGD with three losses that cannot saturate, two starts each. AvgRobAcc is the mean over the epsilons, \
 AvgAcc includes the clean one. Distance is the mean over the attacked images of the nearest misclassified input that \
 minimum-norm attacks find in the box, 0 where the image itself is wrong, over those where one was found, with its \
-quartiles; numbers in brackets are the paper's, on its network and after its full training."""
+quartiles; numbers in brackets are the paper's, on its network after its full training, at the moment that was best on \
+the validation images, its accuracies under attack from ten starts of PGD."""
 
 _BOTH = """Both papers' questions to every method, on the same test points of one network: nothing changes the \
 prediction nearer than the certified distance, something was found at the attacked one, and the sampled estimate of \
 Wu and Yu lies between the two or is contradicted. None of the three knows the box."""
 
-_SPREAD = """Distances of the attacked test images at moments of the training (Figure 4 of the paper). A fixed \
-epsilon piles the distances up near itself; with each example's own distance they spread to the right."""
+_SPREAD = """Distances of the attacked test images at moments of the training (Figure 4 of the paper). The paper \
+finds that a fixed epsilon piles the distances up near itself, and that with each example's own they spread to the \
+right."""
 
 _LINE = """Why the loss has to be lowered at the boundary (Figure 2 of the paper), measured on a network of twelve \
 units on a line: a step of a fixed length, on the loss at one place or another, and what it does to the margin of the \
 point."""
 
 _PLANE = """The soft margin loss around a test image (Figure 3 of the paper): along the direction of its \
-nearest adversarial example, and along a random one."""
+nearest adversarial example, and along a random one. The soft margin loss is 0 before the decision boundary, all the \
+more so where several classes are near."""
 
 _ABOUT = {
     "robust": ("Robust accuracy", "The table as curves."),
@@ -129,14 +132,15 @@ def study_table(cards: list[Card]) -> list[dict[str, str]]:
 def _row(card: Card) -> dict[str, str]:
     paper = card["paper"] or {}
     low, middle, high = ("infinite" if value is None else f"{value:.3f}" for value in card["distance_quartiles"])
+    published = paper.get("robust_accuracy") or [None] * len(card["epsilons"])
     percent: Callable[[float], str] = lambda value: f"{100 * value:.2f}"  # noqa: E731
     found = "–" if card["average_distance"] is None else f"{card['average_distance']:.3f}"
     return {
         "method": card["method"],
         "clean %": percent(card["clean_accuracy"]) + _beside(paper.get("clean_accuracy"), 100),
         **{
-            f"{epsilon:g} %": percent(value)
-            for epsilon, value in zip(card["epsilons"], card["robust_accuracy"], strict=True)
+            f"{epsilon:g} %": percent(value) + _beside(there, 100)
+            for epsilon, value, there in zip(card["epsilons"], card["robust_accuracy"], published, strict=True)
         },
         "AvgAcc": percent(card["average_accuracy"]),
         "AvgRobAcc": percent(card["average_robust_accuracy"]),
@@ -178,7 +182,7 @@ def _figures(cells: list[_Cell], folder: Path) -> dict[str, tuple[Path, str]]:
         "spread": (_spread(_shown(first), name), "Distances of the test images while training."),
         "line": (mma_plots.one_dimension(line, title="Where to lower the loss"), "A point on a line and its margin."),
     }
-    if planes := {method: cell for method, cell in _shown(first).items() if "plane_ends" in cell.arrays}:
+    if planes := {method: cell for method, cell in _shown(first).items() if "plane_margin" in cell.arrays}:
         drawn["landscape"] = (_landscapes(planes, name), "The loss around the first test image that each gets right.")
     return {kind: (plots.save(figure, folder / f"{kind}.png"), text) for kind, (figure, text) in drawn.items()}
 
@@ -209,10 +213,8 @@ def _spread(cells: dict[str, _Cell], title: str) -> Any:
 
 
 def _landscapes(cells: dict[str, _Cell], title: str) -> Any:
-    grids = {
-        method: (cell.arrays["plane_ends"], cell.arrays["plane_ends"], cell.arrays["plane_loss"])
-        for method, cell in cells.items()
-    }
+    names = ("plane_ends", "plane_ends", "plane_loss", "plane_margin")
+    grids: Any = {method: tuple(cell.arrays[name] for name in names) for method, cell in cells.items()}
     return mma_plots.landscapes(grids, title=title)
 
 

@@ -26,11 +26,12 @@ from jaxmargin.lab.training import TrainState, evaluator, init_state, train_epoc
 
 __all__ = ["run_ensemble", "run_robust_cell"]
 
+_augment = functools.partial(crop_and_flip, mode="reflect")  # as the authors' released code
 _RECORDS = 20  # lines of metrics.jsonl
 
 
 def run_robust_cell(
-    cell: RobustCell, data: Dataset, workdir: Path, paper: dict[str, float] | None = None
+    cell: RobustCell, data: Dataset, workdir: Path, paper: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Runs a cell to its card, from wherever an earlier run was cut; a finished cell is only read.
 
@@ -118,7 +119,7 @@ class _Training:
         optimizer = cell.build_optimizer()
         epoch_fn = train_epoch(
             self.model.apply, cell.build_objective(), optimizer, batch_size=cell.batch_size, scale=data.scale,
-            num_steps=cell.chunk, augment=crop_and_flip if cell.augment else None,
+            num_steps=cell.chunk, augment=_augment if cell.augment else None,
         )  # fmt: skip
         state = init_state(self.model.init(self.key_init), optimizer, self.key_train, len(labels))
         state = train(

@@ -16,7 +16,7 @@ __all__ = ["mma"]
 
 
 class _Given(NamedTuple):
-    x_adv: jax.Array  # on the boundary; x itself where it is wrong, or its boundary too far away
+    x_adv: jax.Array  # on the boundary, or as near to it as AN-PGD came; x itself where it is wrong
     counts: jax.Array  # 0 where the boundary is farther away than d_max, else 1
 
 
@@ -46,7 +46,7 @@ def mma(
       num_halvings: bisection steps on the length of the perturbation, from 0 to 1.05 d_max.
       clean_weight: w, from 0 to below 1.
       box: (low, high) of valid inputs, such as (0, 1); None for none.
-      reference: True keeps two habits of the authors' released code, see ``an_pgd``.
+      reference: True keeps the habits of the authors' released code that ``an_pgd`` lists.
 
     Returns:
       Objective.
@@ -81,7 +81,7 @@ def mma(
         boundary = an_pgd(logits_fn, key, x, y, epsilon=jnp.maximum(memory, least), **search)
         near = boundary.found & (boundary.distance < d_max)
         distance = jnp.where(boundary.found, boundary.distance, LONGER * d_max)
-        given = _Given(jnp.where(right & near, boundary.x_adv, x), jnp.where(right, near, True))
+        given = _Given(jnp.where(right, boundary.x_adv, x), jnp.where(right, near, True))
         return given, jnp.where(right, distance, 0.0).astype(memory.dtype)
 
     def example_loss(logits_fn: LogitsFn, key: jax.Array, x: jax.Array, y: jax.Array, given: _Given) -> jax.Array:
