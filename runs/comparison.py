@@ -199,21 +199,21 @@ def deviations(cards: list[Card]) -> list[dict[str, str]]:
                 "model": card["model"], "method": card["method"], "seed": str(card["seed"]), "number": name,
                 "here": f"{here:.2f}", "paper": f"{there:.2f}", "difference": f"{here - there:+.2f}",
                 "within": f"{allowed:.2g}: {'yes' if near else 'NO'}",
-                "why": "" if near else _cut(card, name.split()[0], there, abs(here - there) - allowed) or "open",
+                "why": "" if near else _cut(card, name.split()[0], here, there, allowed) or "open",
             })  # fmt: skip
     return rows
 
 
-def _cut(card: Card, number: str, there: float, excess: float) -> str:
-    """In what a card is smaller than the preset that may explain the excess; empty where there is nothing."""
+def _cut(card: Card, number: str, here: float, there: float, allowed: float) -> str:
+    """In what a card is smaller than the preset that may explain a difference; empty where there is nothing."""
     whole: Any = presets.cell(card["dataset"], card["model"], card["method"], preset=card["preset"])
     smaller = [
         f"{card[name]:,} of {getattr(whole, name):,} {_SIZES[name]}"
         for name in _WHY[number]
-        if card[name] < getattr(whole, name)
+        if card[name] < getattr(whole, name) and (name != "num_samples" or here > there)  # more of them lower it
     ]
     images = {"published": card["n_attack"], "clean": card["n_test"]}.get(number, 10_000)
     error = math.sqrt(there * (100 - there) / images * (1 - images / 10_000))
-    if excess <= 2 * error:
+    if abs(here - there) - allowed <= 2 * error:
         smaller.append(f"{images:,} of 10,000 images (standard error {error:.1f})")
     return f"cut to {', '.join(smaller)}" if smaller else ""

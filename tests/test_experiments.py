@@ -177,16 +177,32 @@ def test_seeds_share_a_row_of_means_and_deviations_and_have_rows_of_their_own_el
 def test_the_trade_off_needs_a_falling_average_and_a_rising_minimum():
     card = {"model": "mlp", "method": "std", "seed": 0}
 
-    def lines(minimum, average):
+    def lines(minimum, average, right):
         return [
-            {"epoch": i + 1} | {f"{s}_minimum_margin": m, f"{s}_average_margin": a}
-            for i, (m, a) in enumerate(zip(minimum, average, strict=True)) for s in ("train",)
-        ]  # fmt: skip
+            {"epoch": i + 1, "train_minimum_margin": m, "train_average_margin": a, "train_margin_accuracy": right}
+            for i, (m, a) in enumerate(zip(minimum, average, strict=True))
+        ]
+
+    def row(minimum, average, right=0.9):
+        other = {"test_minimum_margin": 0.0, "test_average_margin": 0.0, "test_margin_accuracy": 0.1}
+        return tables.trade_off([card], [[line | other for line in lines(minimum, average, right)]])[0]
 
     def held(minimum, average):
-        records = [line | {"test_minimum_margin": 0.0, "test_average_margin": 0.0} for line in lines(minimum, average)]
-        return tables.trade_off([card], [records])[0]["trade-off"]
+        return row(minimum, average)["trade-off"]
 
     assert held([-1, 0.1, 0.2], [0.1, 0.5, 0.4]) == "yes"
     assert held([-1, 0.1, 0.0], [0.1, 0.5, 0.4]) == "no"
     assert held([-1, 0.1, 0.2], [0.1, 0.4, 0.5]) == "no"
+    assert held([-1, 0.1, 0.2], [0.1, 0.5, 0.4951]) == held([-1, 0.1, 0.1049], [0.1, 0.5, 0.4]) == "no"
+    noise = 0.1 * np.random.default_rng(0).uniform(-1, 1, (2, 1000))
+    assert held(noise[0], 1 + noise[1]) == "no"  # neither moves
+    assert held(np.linspace(-1, 0, 1000) + noise[0], np.linspace(2, 1, 1000) + noise[1]) == "yes"
+
+
+def test_margins_begin_where_most_points_are_right():
+    records = [
+        {"epoch": epoch, "test_minimum_margin": low, "test_average_margin": mean, "test_margin_accuracy": right}
+        for epoch, low, mean, right in ((1, -5.0, -3.0, 0.1), (2, -1.0, 0.5, 0.6), (3, -2.0, 0.1, 0.4))
+    ]
+    assert tables.curve([*records, {"epoch": 4}], "test") == ([2, 3], [-1.0, -2.0], [0.5, 0.1])
+    assert tables.curve(records[:1], "test") == ([1], [-5.0], [-3.0])

@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
+from jaxmargin.audit import contradicts
 from jaxmargin.lab import drawing, tracking
 
 __all__ = [
@@ -218,9 +219,11 @@ def brackets(points: Mapping[str, Mapping[str, ArrayLike]], *, title: str) -> Fi
     figure, row = drawing.panels(title, tuple(series), xlabel="points, by attacked distance", ylabel="distance")
     for axes, (label, arrays) in zip(row, series.items(), strict=True):
         order = np.argsort(arrays[2], kind="stable")
-        for name, values in zip(names, arrays, strict=True):
-            drawing.line(axes, name, np.arange(1.0, len(order) + 1), values[order], drawing.LOOKS[name], marker="none")
-        above = arrays[1] > arrays[2]
+        places = np.arange(1.0, len(order) + 1)
+        for name, values, width in zip(names, arrays, (1.0, 2.0, 4.5), strict=True):  # where they meet, all are seen
+            style = dict(linewidth=width, marker="none", zorder=6.0 - width)
+            drawing.line(axes, name, places, values[order], drawing.LOOKS[name], **style)
+        above = contradicts(arrays[1], arrays[2])
         name = f"{label}: estimate above attack at {above.sum()} of {len(above)}"
         axes.set_title(textwrap.fill(name, max(100 // len(series) - 3, 8)), loc="left", fontsize=9)
         drawing.from_zero(axes)

@@ -42,15 +42,26 @@ def trade_off(cards: list[Card], records: list[list[dict[str, Any]]]) -> list[di
         for split in SPLITS:
             epochs, minimum, average = curve(lines, split)
             peak = int(np.argmax(average))
-            held = average[-1] < average[peak] and minimum[-1] > minimum[peak]
             rows.append(_who(card, cards) | {
                 "points": split,
                 "minimum first": f"{minimum[0]:.3f}", "at peak": f"{minimum[peak]:.3f}", "last": f"{minimum[-1]:.3f}",
                 "average first": f"{average[0]:.3f}", "peak": f"{average[peak]:.3f}",
                 "peak epoch": str(epochs[peak]), "average last": f"{average[-1]:.3f}",
-                "trade-off": "yes" if held else "no",
+                "trade-off": "yes" if _traded(np.asarray(minimum), np.asarray(average)) else "no",
             })  # fmt: skip
     return rows
+
+
+def _traded(minimum: np.ndarray, average: np.ndarray) -> bool:
+    """Whether the average falls after its peak while the minimum rises, both by more than a hundredth of that peak.
+
+    Both are means over a twentieth of the measured epochs, where that is more than one.
+    """
+    window = max(1, len(average) // 20)
+    minimum, average = (np.convolve(one, np.full(window, 1 / window), "valid") for one in (minimum, average))
+    peak = int(np.argmax(average))
+    least = 0.01 * abs(average[peak])
+    return bool(average[peak] - average[-1] > least and minimum[-1] - minimum[peak] > least)
 
 
 def brackets(cards: list[Card]) -> list[dict[str, str]]:
@@ -139,7 +150,9 @@ def costs(cards: list[Card]) -> list[dict[str, Any]]:
 
 
 def curve(records: list[dict[str, Any]], split: str) -> tuple[list[int], list[float], list[float]]:
-    """Epochs, minimum and average margins of the epochs that were measured.
+    """Epochs, minimum and average margins of the epochs that were measured, from the first with most points right.
+
+    Before it a network has learned nothing, and its margins are as large as the ball allows.
 
     Args:
       records: the lines of metrics.jsonl of one cell.
@@ -149,6 +162,8 @@ def curve(records: list[dict[str, Any]], split: str) -> tuple[list[int], list[fl
       Three lists of equal length.
     """
     lines = [line for line in records if f"{split}_average_margin" in line]
+    learned = [number for number, line in enumerate(lines) if line[f"{split}_margin_accuracy"] > 0.5]
+    lines = lines[learned[0] :] if learned else lines
     epochs = [line["epoch"] for line in lines]
     minimum, average = ([line[f"{split}_{name}_margin"] for line in lines] for name in ("minimum", "average"))
     return epochs, minimum, average
