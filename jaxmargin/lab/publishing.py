@@ -38,8 +38,8 @@ _FLAGS = """Signs that an attack failed rather than that a network is robust."""
 
 _TRADE_OFF = """Margins at the first measured epoch at which most points are right, at the peak of the average, and at \
 the last epoch. The average must rise while the network still learns; the trade-off holds where it falls after its \
-peak while the minimum rises, both by more than a hundredth of the peak, in means over a twentieth of the measured \
-epochs."""
+peak while the minimum rises, both by more than a hundredth of the peak and, where every epoch is measured, three \
+times what an epoch moves them (its median)."""
 
 
 class Published(NamedTuple):

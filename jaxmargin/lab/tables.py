@@ -47,21 +47,20 @@ def trade_off(cards: list[Card], records: list[list[dict[str, Any]]]) -> list[di
                 "minimum first": f"{minimum[0]:.3f}", "at peak": f"{minimum[peak]:.3f}", "last": f"{minimum[-1]:.3f}",
                 "average first": f"{average[0]:.3f}", "peak": f"{average[peak]:.3f}",
                 "peak epoch": str(epochs[peak]), "average last": f"{average[-1]:.3f}",
-                "trade-off": "yes" if _traded(np.asarray(minimum), np.asarray(average)) else "no",
+                "trade-off": "yes" if _traded(epochs, minimum, average) else "no",
             })  # fmt: skip
     return rows
 
 
-def _traded(minimum: np.ndarray, average: np.ndarray) -> bool:
-    """Whether the average falls after its peak while the minimum rises, both by more than a hundredth of that peak.
+def _traded(epochs: list[int], minimum: list[float], average: list[float]) -> bool:
+    """Whether the average falls after its peak and the minimum rises, by more than noise and 1 % of the peak."""
+    peak, steps = int(np.argmax(average)), np.diff(epochs)
 
-    Both are means over a twentieth of the measured epochs, where that is more than one.
-    """
-    window = max(1, len(average) // 20)
-    minimum, average = (np.convolve(one, np.full(window, 1 / window), "valid") for one in (minimum, average))
-    peak = int(np.argmax(average))
-    least = 0.01 * abs(average[peak])
-    return bool(average[peak] - average[-1] > least and minimum[-1] - minimum[peak] > least)
+    def moved(by: float, values: list[float]) -> bool:
+        noise = 3 * np.median(np.abs(np.diff(values))) if len(steps) > 20 and (steps == 1).all() else 0.0
+        return by > max(noise, 0.01 * abs(average[peak]))
+
+    return moved(average[peak] - average[-1], average) and moved(minimum[-1] - minimum[peak], minimum)
 
 
 def brackets(cards: list[Card]) -> list[dict[str, str]]:
