@@ -28,11 +28,12 @@ _WHY = {
 
 # What the paper says of each figure, in our words.
 _CLAIMS = {
-    "margins": "The paper, Figures 2a to 2c and 6: the minimum margin rises and the average one falls; only on the"
-    " MNIST CNN the average does not fall.",
-    "average": "The paper, Figures 2d to 2f: with AMR the average margin ends above that of standard training.",
-    "robust": "The paper, Table 1: AMR is the most robust of the three, most of all at large epsilons. The worst case,"
-    " dashed, is not in the paper.",
+    "margins": "The paper, Figures 2a to 2c (CIFAR-10) and 6 (MNIST): the minimum margin rises and the average one"
+    " falls; only on the MNIST CNN the average does not fall.",
+    "average": "The paper, Figures 2d to 2f (CIFAR-10): with AMR the average margin ends above that of standard"
+    " training.",
+    "robust": "The paper, Table 1 (MLP and CNN): AMR is the most robust of the three, most of all at large epsilons."
+    " The worst case, dashed, is not in the paper.",
     "training": "The paper, Figure 4: loss and errors fall as usual; nothing in them tells of the margins.",
     "brackets": "Not in the paper: what is proven and what was found, around the estimate.",
     "points": "The paper, Figures 5 and 7: the mass of the margins moves towards the boundary while the left tail gets"

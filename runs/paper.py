@@ -42,7 +42,7 @@ class Options:
     epsilons: tuple[float, ...] | None = None
     """l2 radii of the attack; by default the paper's four."""
     attack_points: int | None = None
-    """Test images under attack, the first ones; by default all."""
+    """Test images under attack, evenly spread over the split; by default all."""
     attack_steps: int | None = None
     """Steps of the published attack; by default 1000 (digits: 100, each twice as long)."""
     worst_case_steps: int | None = None

@@ -61,7 +61,7 @@ class Options:
     num_samples: int = 1024
     """Ball samples a point."""
     attack_points: int = 1000
-    """Test images under the published attack."""
+    """Test images under the published attack, evenly spread over the split."""
     attack_steps: int = 1000
     """Its steps."""
     worst_case_steps: int = 20

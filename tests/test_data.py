@@ -153,6 +153,15 @@ def test_margin_points_are_the_papers():
     np.random.set_state(state)  # noqa: NPY002
 
 
+def test_spread_points_are_evenly_spread():
+    assert data.spread_points(10_000, 1000).tolist() == list(range(0, 10_000, 10))
+    assert data.spread_points(5, 9).tolist() == [0, 1, 2, 3, 4]
+    gaps = np.diff([*data.spread_points(360, 50), 360])
+    assert set(gaps) == {7, 8}
+    with pytest.raises(ValueError, match="size=0 must be a whole number of at least 1"):
+        data.spread_points(7, 0)
+
+
 def test_margin_points_can_take_the_whole_split_and_no_more():
     assert sorted(data.margin_points(7, 7, seed=3)) == list(range(7))
     with pytest.raises(ValueError, match="size=8 exceeds the n=7 examples of the split: pass a size of at most 7"):

@@ -53,6 +53,7 @@ def test_the_card_has_every_key_and_agrees_with_its_points(straight):
     assert set(card) >= KEYS and card["n_attack"] == 40
     with np.load(workdir / "cards" / f"{CELL.name}.npz") as arrays:
         margin = arrays["test_margin"][-1]
+        assert arrays["attack_index"][:8].tolist() == [0, 1, 2, 3, 5, 6, 7, 8]  # 40 of 50
         assert arrays["epochs"].tolist() == [1, 10, 11] == schedule(11)
         assert arrays["train_margin"].shape == (3, 6)
         certified, attacked = arrays["test_certified"], arrays["test_attacked"]

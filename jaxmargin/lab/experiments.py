@@ -18,7 +18,7 @@ from jaxmargin import checks, health, models, objectives
 from jaxmargin.audit import contradicts
 from jaxmargin.batching import Measurement
 from jaxmargin.lab import tracking
-from jaxmargin.lab.data import Dataset, Split, margin_points
+from jaxmargin.lab.data import Dataset, Split, margin_points, spread_points
 from jaxmargin.lab.evaluation import Arrays, lifted, measure, read_arrays
 from jaxmargin.lab.parameters import write_params
 from jaxmargin.lab.resuming import Stopwatch, train
@@ -170,7 +170,7 @@ class _Run:
         keys = jax.random.split(jax.random.key(cell.seed), 4)
         self.key_init, self.key_train, self.key_margin, key_attack = keys
         self.key_published, self.key_worst, self.key_bounds = jax.random.split(key_attack, 3)
-        self.n_attacked = min(cell.attack_points, len(data.test.labels))
+        self.attacked = spread_points(len(data.test.labels), cell.attack_points)
         self.splits = {"train": data.train, "test": data.test}
         self.index = {name: margin_points(len(split.labels), cell.points) for name, split in self.splits.items()}
         self.on_device = {name: tuple(map(jnp.asarray, split)) for name, split in self.splits.items()}
@@ -190,9 +190,9 @@ class _Run:
         return state.params
 
     def attack(self, params: Any) -> dict[str, list[float]]:
-        """Robust accuracies on the first test images, one number an epsilon: as published, and in the worst case."""
-        cell, n = self.cell, self.n_attacked
-        xs, ys = self._inputs(self.data.test, slice(n))
+        """Robust accuracies on test images, one number an epsilon: as published, and in the worst case."""
+        cell = self.cell
+        xs, ys = self._inputs(self.data.test, self.attacked)
         options: dict[str, Any] = dict(epsilons=cell.epsilons, folder=self.folder, label=cell.name)
         with self.clock.stage("attack"):
             published = broken_as_published(
@@ -208,7 +208,7 @@ class _Run:
 
     def logits(self, params: Any) -> dict[str, Any]:
         """What the logits of the attacked images say of the published attack: how large, and whether they saturate."""
-        xs, ys = self._inputs(self.data.test, slice(self.n_attacked))
+        xs, ys = self._inputs(self.data.test, self.attacked)
 
         def margin(one: tuple[jax.Array, jax.Array]) -> jax.Array:
             return logit_margin(self.model.apply(params, one[0]), one[1])
@@ -233,7 +233,7 @@ class _Run:
     def margins(self) -> Arrays:
         """The margins of the points themselves at every estimation epoch, [epochs, points] each."""
         epochs = schedule(self.cell.epochs)
-        arrays = {"epochs": np.asarray(epochs)}
+        arrays = {"epochs": np.asarray(epochs), "attack_index": self.attacked}
         for name in self.splits:
             found = [read_arrays(self._margin_path(epoch, name)) for epoch in epochs]
             arrays[f"{name}_index"] = self.index[name]
@@ -263,7 +263,7 @@ class _Run:
             "margin_method": "exact" if self.cell.model == "linear" else "sampled Lipschitz constants",
             "clean_accuracy": 1 - last["test_error"],
             "train_accuracy": 1 - last["train_error"],
-            "n_attack": self.n_attacked,
+            "n_attack": len(self.attacked),
             "robust_accuracy": robust["published"],
             "worst_case_accuracy": robust["worst"],
             "logit_margin_quartiles": logits["quartiles"],
