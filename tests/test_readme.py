@@ -70,6 +70,21 @@ def test_the_tables_of_the_digits_are_those_of_the_cards():
     assert len(rows) == 18
 
 
+def test_the_table_of_the_mnist_mlp_is_that_of_the_cards():
+    block = re.search("<!-- mnist-mlp -->(.*?)<!-- /mnist-mlp -->", TEXT, re.DOTALL).group(1)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in block.splitlines() if line.startswith("|")]
+    for method, clean, *robust, worst, margin, attacked in rows[2:]:
+        card = read_json(ROOT / "runs" / "results" / "paper-mnist-mlp" / "cards" / f"mnist-mlp-{method}-seed0.json")
+        paper = card["paper"]
+        assert clean == f"{100 * card['clean_accuracy']:.2f} ({100 * paper['clean_accuracy']:.2f})"
+        pairs = zip(card["robust_accuracy"], paper["robust_accuracy"], strict=True)
+        assert robust == [f"{100 * here:.1f} ({100 * there:.2f})" for here, there in pairs]
+        assert margin == f"{card['average_margin']:.2f} ({paper['average_margin']:.2f})"
+        assert worst == f"{100 * card['worst_case_accuracy'][-1]:.1f}"
+        assert attacked == f"{card['average_attacked']:.2f}" and card["epochs"] == 200
+    assert len(rows) == 5
+
+
 def test_no_placeholder_is_left():
     assert not re.search(r"TODO|FIXME|XXX", TEXT)
     for name in ("digits", "estimator", "convolutions"):
