@@ -94,11 +94,13 @@ def run(options: Options) -> None:
         else:
             run_ensemble(cell, members, images, workdir)
 
-    def describe(cell: RobustCell) -> str:
-        return "its members vote" if cell.method == ENSEMBLE else f"{cell.steps:,} steps"
-
     with command_line.claimed(workdir, _settings(options)):
         command_line.run_each(cells, run_one, describe=describe, publish=publish_study, workdir=workdir)
+
+
+def describe(cell: RobustCell) -> str:
+    """What makes a cell, in a few words."""
+    return "its members vote" if cell.method == ENSEMBLE else f"{cell.steps:,} steps"
 
 
 def check(options: Options) -> list[RobustCell]:

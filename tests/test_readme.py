@@ -38,9 +38,14 @@ def test_the_pictures_exist():
     assert pictures and all((ROOT / picture).is_file() for picture in pictures)
 
 
+def rows_of(pattern):
+    """The cells of all rows of tables in the piece of text that a pattern marks."""
+    block = re.search(pattern, TEXT, re.DOTALL).group(1)
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in block.splitlines() if line.startswith("|")]
+
+
 def test_the_table_of_all_trainings_is_that_of_the_cards():
-    block = re.search("<!-- mma -->(.*?)<!-- /mma -->", TEXT, re.DOTALL).group(1)
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in block.splitlines() if line.startswith("|")]
+    rows = rows_of("<!-- mma -->(.*?)<!-- /mma -->")
     for row in rows[2:]:
         card = read_json(ROOT / "runs" / "results" / "mma-digits-l2" / "cards" / f"digits-l2-{row[0]}-seed0.json")
         shares = [card["clean_accuracy"], *card["robust_accuracy"], card["average_robust_accuracy"]]
@@ -51,9 +56,8 @@ def test_the_table_of_all_trainings_is_that_of_the_cards():
 
 
 def test_the_tables_of_the_digits_are_those_of_the_cards():
-    block = re.search("<!-- digits -->(.*?)\\*\\*A published number", TEXT, re.DOTALL).group(1)
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in block.splitlines() if line.startswith("|")]
-    rows = [row for row in rows if row[0] in ("linear", "mlp", "cnn")]
+    found = rows_of("<!-- digits -->(.*?)\\*\\*A published number")
+    rows = [row for row in found if row[0] in ("linear", "mlp", "cnn")]
     for number, (model, method, *said) in enumerate(rows):
         path = ROOT / "runs" / "results" / "paper-digits" / "cards" / f"digits-{model}-{method}-seed0.json"
         card = read_json(path)
@@ -71,8 +75,7 @@ def test_the_tables_of_the_digits_are_those_of_the_cards():
 
 
 def test_the_table_of_the_mnist_mlp_is_that_of_the_cards():
-    block = re.search("<!-- mnist-mlp -->(.*?)<!-- /mnist-mlp -->", TEXT, re.DOTALL).group(1)
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in block.splitlines() if line.startswith("|")]
+    rows = rows_of("<!-- mnist-mlp -->(.*?)<!-- /mnist-mlp -->")
     for method, clean, *robust, worst, margin, attacked in rows[2:]:
         card = read_json(ROOT / "runs" / "results" / "paper-mnist-mlp" / "cards" / f"mnist-mlp-{method}-seed0.json")
         paper = card["paper"]
