@@ -320,14 +320,7 @@ def _attacks(
     if norm is not l1:
         middle = len(epsilons) // 2
         search = over_batch(square, apply_fn, num_queries=5 * num_steps, **options)
-        missed = survived[middle] & ~standing(search, epsilon=epsilons[middle])
-        flags.append(
-            _flag(
-                "gradients mislead", float(missed.mean()), 0.01,
-                "share of points that the square attack, without gradients, breaks and no attack with gradients does",
-                "do not trust attacks with gradients on this classifier",
-            )
-        )
+        flags.append(_misled(survived[middle] & ~standing(search, epsilon=epsilons[middle])))
     return flags
 
 
@@ -340,6 +333,14 @@ def _radii(distances: np.ndarray, xs: jax.Array, norm: Norm) -> list[float]:
         return radii
     span = float(norm.size(jnp.max(xs, 0) - jnp.min(xs, 0))) or 1.0
     return [share * span for share in shares]
+
+
+def _misled(missed: np.ndarray) -> Flag:
+    return _flag(
+        "gradients mislead", float(missed.mean()), 0.01,
+        "share of points that the square attack, without gradients, breaks and no attack with gradients does",
+        "do not trust attacks with gradients on this classifier",
+    )  # fmt: skip
 
 
 def _capped(margins: Margins) -> Flag:

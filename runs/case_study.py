@@ -189,7 +189,7 @@ def draw(result: study.Result, name: str) -> Iterator[tuple[str, Figure, str]]:
         for key, trace in traces.items()
     }  # fmt: skip
     figure = plots.training_curves(errors, title=f"{name}: loss and errors", log_x=True)
-    yield "figure3", figure, "Training loss, training error and test error after each epoch."
+    yield "figure3", figure, "Loss and errors after each epoch; a filled area goes up and down from epoch to epoch."
 
     front, path = result.front, (traces[best].minimum, traces[best].average)
     points = {labels[key]: end for key, end in ends.items()}

@@ -266,7 +266,8 @@ def pareto_front(
         drawing.path(axes, "path of training", minimum, average, colour)
     for label, (minimum, average) in places.items():
         size = 15.0 if looks[label].marker == "*" else 9.0
-        drawing.line(axes, label, minimum, average, looks[label], "none", markersize=size, zorder=4)
+        # the larger lie below, so that points in one place are all seen
+        drawing.line(axes, label, minimum, average, looks[label], "none", markersize=size, zorder=5 - size / 10)
     drawing.legend(figure)
     return figure
 
