@@ -88,6 +88,24 @@ def test_the_table_of_the_mnist_mlp_is_that_of_the_cards():
     assert len(rows) == 5
 
 
+def test_the_table_of_the_mnist_cnn_is_that_of_the_cards():
+    rows = rows_of("<!-- mnist-cnn -->(.*?)<!-- /mnist-cnn -->")[2:]
+    for (method, *said), worst in zip(rows[::2], rows[1::2], strict=True):
+        card = read_json(ROOT / "runs" / "results" / "paper-mnist-cnn" / "cards" / f"mnist-cnn-{method}-seed0.json")
+        paper = card["paper"]
+        pairs = zip(card["robust_accuracy"], paper["robust_accuracy"], strict=True)
+        assert said == [
+            f"{100 * card['clean_accuracy']:.2f} ({100 * paper['clean_accuracy']:.2f})", "published",
+            *(f"{100 * here:.1f} ({100 * there:.2f})" for here, there in pairs),
+            f"{card['logit_margin_quartiles'][1]:.1f}", f"{card['average_margin']:.2f} ({paper['average_margin']:.2f})",
+            f"{card['average_attacked']:.2f}",
+        ]  # fmt: skip
+        lowest = [f"{100 * share:.1f}" for share in card["worst_case_accuracy"]]
+        assert worst == ["", "", "worst case", *lowest, "", "", ""]
+        assert card["epochs"] == 12 and card["n_attack"] == 200
+    assert len(rows) == 6
+
+
 def test_no_placeholder_is_left():
     assert not re.search(r"TODO|FIXME|XXX", TEXT)
     for name in ("digits", "estimator", "convolutions"):
