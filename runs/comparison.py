@@ -5,7 +5,7 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
-from jaxmargin.lab import publishing, robust_report, tables, tracking
+from jaxmargin.lab import publishing, robust_report, robust_tables, tables, tracking
 from jaxmargin.lab.reports import markdown_table
 from jaxmargin.lab.tables import Card
 from runs import mma_presets, presets
@@ -119,11 +119,12 @@ def _mma(folder: Path) -> list[str]:
         f" {whole.steps:,} steps, first rate {rate:g} (preset {preset_rate:g}), inner attacks of"
         f" {first['attack_steps']} of {whole.attack_steps} steps, {first['n_attack']:,} of {first['n_test']:,} test"
         f" images under attack. {devices}; {_versions(study.cards)}; {_hours(study.cards)} hours in all.",
-        study.table, "### Both papers: certified, estimated, attacked", markdown_table(tables.brackets(study.cards)),
+        study.table, *(["### Image by image", markdown_table(study.gains)] if study.gains else []),
+        "### Both papers: certified, estimated, attacked", markdown_table(tables.brackets(study.cards)),
     ]  # fmt: skip
     for name, (path, caption) in study.figures.items():
         parts += [_MMA[name], _image(folder, path, caption)]
-    return [*parts, "### Seconds", markdown_table(robust_report.study_costs(study.cards))]
+    return [*parts, "### Seconds", markdown_table(robust_tables.costs(study.cards))]
 
 
 def _study(folder: Path) -> list[str]:

@@ -66,8 +66,10 @@ LAB = {
         *("data", "evaluation", "resuming", "robust_cell", "robustness", "tracking", "training"),
     },
     "robust_report": {
-        *("evaluation", "mma_plots", "one_dimension", "plots", "reports", "robust_cell", "tables", "tracking"),
+        *("evaluation", "mma_plots", "one_dimension", "plots", "reports", "robust_cell", "robust_tables", "tables"),
+        "tracking",
     },
+    "robust_tables": {"evaluation", "robust_cell", "tables"},
     "robust_training": {"*"},
     "robustness": {"evaluation"},
     "svm": {"active_set"},

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from jaxmargin import models, objectives
-from jaxmargin.lab import robust_report, tracking
+from jaxmargin.lab import robust_tables, tracking
 from jaxmargin.lab.data import load
 from jaxmargin.lab.robust_cell import ENSEMBLE, RobustCell, kind_of
 from runs import mma, mma_presets, results
@@ -90,9 +90,10 @@ def test_a_cut_run_ends_with_the_same_bytes(straight, tmp_path, monkeypatch, cap
     for name in ("cells/digits-l2-mma-1-seed0/params.npz", "cells/digits-l2-mma-1-seed0/metrics.jsonl"):
         assert (tmp_path / name).read_bytes() == (straight / name).read_bytes()
     for name in ("distance", "broken", "margin"):
-        with np.load(tmp_path / "cards/digits-l2-mma-1-seed0.npz") as here, np.load(
-            straight / "cards/digits-l2-mma-1-seed0.npz"
-        ) as there:
+        with (
+            np.load(tmp_path / "cards/digits-l2-mma-1-seed0.npz") as here,
+            np.load(straight / "cards/digits-l2-mma-1-seed0.npz") as there,
+        ):
             np.testing.assert_array_equal(here[name], there[name])
 
 
@@ -237,8 +238,47 @@ def test_the_least_radius_does_not_exceed_a_small_d_max():
 
 def test_methods_sort_by_kind_and_size():
     names = ["mma-2", "pgd-ens", "pgd-10", "pgd-2", "std", "trades-1", "amr"]
-    cards = sorted(({"method": name, "seed": 0} for name in names), key=robust_report.place)
+    cards = sorted(({"method": name, "seed": 0} for name in names), key=robust_tables.place)
     assert [card["method"] for card in cards] == ["std", "amr", "pgd-2", "pgd-10", "pgd-ens", "trades-1", "mma-2"]
+
+
+def study_of(distances):
+    """Cards and arrays of {(method, seed): distances at the end}."""
+    cards = [{"method": method, "seed": seed} for method, seed in distances]
+    return cards, [{"distance": np.array([[9.0] * len(last), last])} for last in distances.values()]
+
+
+def test_the_largest_mma_is_held_against_every_other_training_image_by_image():
+    before = {("std", 0): [1.0, 2.0, 3.0, 4.0], ("mma-1", 0): [1.0, 2.0, 3.0, 4.0], ("mma-2", 0): [2.0, 2.0, 5.0, 3.0]}
+    rows = robust_tables.gains(*study_of(before))
+    expected = {"gain of mma-2": "+0.500", "standard error": "0.645", "farther %": "50.0", "images": "4"}  # 1, 0, 2, -1
+    assert rows == [{"against": "std"} | expected, {"against": "mma-1"} | expected]
+
+
+def test_gains_are_means_over_the_seeds_that_both_have_and_images_that_all_found():
+    rows = robust_tables.gains(
+        *study_of({
+            ("pgd-1", 0): [1.0, 1.0, np.inf], ("pgd-1", 1): [1.0, 2.0, 1.0], ("pgd-2", 7): [1.0, 1.0, 1.0],
+            ("std", 0): [1.0, np.inf, np.inf], ("std", 1): [1.0, 1.0, 1.0],
+            ("mma-3", 0): [2.0, 4.0, np.inf], ("mma-3", 1): [2.0, 2.0, 1.0], ("mma-3", 2): [9.0, 9.0, 9.0],
+        })
+    )  # fmt: skip
+    expected = {"against": "pgd-1", "gain of mma-3": "+1.250", "standard error": "0.250", "farther %": "100.0"}
+    assert rows == [expected | {"images": "2", "seeds": "2", "deviation over seeds": "1.061"}]  # of 2 and 0.5
+
+
+def test_without_mma_there_is_nothing_to_gain():
+    assert robust_tables.gains(*study_of({("std", 0): [1.0, 2.0], ("pgd-1", 0): [1.0, 2.0]})) == []
+
+
+def test_seeds_share_a_row(straight):
+    card = tracking.read_json(straight / "cards" / "digits-l2-mma-1-seed0.json")
+    other = card | {"seed": 1, "clean_accuracy": card["clean_accuracy"] - 0.02, "average_distance": None}
+    other |= {"distance_quartiles": [0.0, 1.0, None], "not_found": 40}
+    (alone,), (row,) = robust_tables.table([card]), robust_tables.table([card, other])
+    assert row["clean %"] == f"{100 * card['clean_accuracy'] - 1:.2f} ± 1.41" and row["seeds"] == "2"
+    assert row["distance"] == alone["distance"] and "seeds" not in alone and "±" not in alone["clean %"]
+    assert row["not found"] == str(40 + card["not_found"]) and row["quartiles"].endswith("infinite")
 
 
 def test_a_size_is_read_with_its_fraction():

@@ -1,18 +1,17 @@
 """The finished cells of an MMA study as tables, figures and one report, in the layout of Ding et al. (2020)."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmargin.lab import mma_plots, one_dimension, plots, tracking
+from jaxmargin.lab import mma_plots, one_dimension, plots, robust_tables, tracking
 from jaxmargin.lab.evaluation import Arrays, read_arrays
 from jaxmargin.lab.reports import Section, csv_table, markdown_table, write_report
-from jaxmargin.lab.robust_cell import ENSEMBLE, kind_of
+from jaxmargin.lab.robust_cell import kind_of
 from jaxmargin.lab.tables import Card, brackets
 
-__all__ = ["Study", "place", "publish_study", "study_costs", "study_table"]
+__all__ = ["Study", "publish_study"]
 
 _INTRODUCTION = """How far is each test image from the nearest input that is classified otherwise, and which training \
 moves that distance most? Adversarial training (pgd) and TRADES fix the size of the perturbations they train on. \
@@ -26,6 +25,9 @@ AvgAcc includes the clean one. Distance is the mean over the attacked images of 
 minimum-norm attacks find in the box, 0 where the image itself is wrong, over those where one was found, with its \
 quartiles; numbers in brackets are the paper's, on its network after its full training, at the moment that was best on \
 the validation images, its accuracies under attack from ten starts of PGD."""
+
+_GAINS = """How much farther the largest mma puts the attacked images from the boundary than each other training \
+does, on the same images: a gain within two standard errors, or within the deviation over seeds, tells nothing."""
 
 _BOTH = """Both papers' questions to every method, on the same test points of one network: nothing changes the \
 prediction nearer than the certified distance, something was found at the attacked one, and the sampled estimate of \
@@ -50,8 +52,6 @@ _ABOUT = {
     "landscape": ("Loss landscapes", _PLANE),
 }
 
-_KINDS = ("std", "lcr", "amr", "pgd", ENSEMBLE, "trades", "mma")
-
 
 class Study(NamedTuple):
     """What ``publish_study`` wrote.
@@ -61,12 +61,14 @@ class Study(NamedTuple):
       report: the path of report.html.
       figures: by kind ("robust", "spread", "line", "landscape"), the path and caption of each.
       cards: the result cards, in the table's order.
+      gains: rows of the largest mma against each other method, see ``robust_tables.gains``.
     """
 
     table: str
     report: Path
     figures: dict[str, tuple[Path, str]]
     cards: list[Card]
+    gains: list[dict[str, str]]
 
 
 class _Cell(NamedTuple):
@@ -90,80 +92,18 @@ def publish_study(workdir: Path) -> Study:
     if not paths:
         raise FileNotFoundError(f"{workdir}/cards holds no finished cell: run one first")
     cells = [_Cell(tracking.read_json(path), read_arrays(path.with_suffix(".npz"))) for path in paths]
-    cells.sort(key=lambda cell: place(cell.card))
+    cells.sort(key=lambda cell: robust_tables.place(cell.card))
     cards = [cell.card for cell in cells]
-    shown = markdown_table(study_table(cards))
+    shown = markdown_table(robust_tables.table(cards))
     tracking.write_bytes(workdir / "table.md", (shown + "\n").encode())
-    tracking.write_bytes(workdir / "table.csv", csv_table(_numbers(cards)).encode())
+    tracking.write_bytes(workdir / "table.csv", csv_table(robust_tables.numbers(cards)).encode())
     title = f"Margins under every training on {cards[0]['dataset']}, {cards[0]['norm']}"
+    gains = robust_tables.gains(cards, [cell.arrays for cell in cells])
     figures = _figures(cells, workdir / "figures")
     report = write_report(
-        workdir / "report.html", title=title, introduction=_INTRODUCTION, sections=_sections(cards, figures)
+        workdir / "report.html", title=title, introduction=_INTRODUCTION, sections=_sections(cards, gains, figures)
     )
-    return Study(shown, report, figures, cards)
-
-
-def place(card: Card) -> tuple[int, float, int]:
-    """Where a card stands in the tables: by kind of method, size and seed.
-
-    Args:
-      card: a result card.
-
-    Returns:
-      What to sort by.
-    """
-    kind, size = kind_of(card["method"])
-    return _KINDS.index(kind), size, card["seed"]
-
-
-def study_table(cards: list[Card]) -> list[dict[str, str]]:
-    """One row a card.
-
-    Args:
-      cards: result cards.
-
-    Returns:
-      Rows of formatted cells.
-    """
-    several = len({card["seed"] for card in cards}) > 1
-    return [_row(card) | ({"seed": str(card["seed"])} if several else {}) for card in cards]
-
-
-def _row(card: Card) -> dict[str, str]:
-    paper = card["paper"] or {}
-    low, middle, high = ("infinite" if value is None else f"{value:.3f}" for value in card["distance_quartiles"])
-    published = paper.get("robust_accuracy") or [None] * len(card["epsilons"])
-    percent: Callable[[float], str] = lambda value: f"{100 * value:.2f}"  # noqa: E731
-    found = "–" if card["average_distance"] is None else f"{card['average_distance']:.3f}"
-    return {
-        "method": card["method"],
-        "clean %": percent(card["clean_accuracy"]) + _beside(paper.get("clean_accuracy"), 100),
-        **{
-            f"{epsilon:g} %": percent(value) + _beside(there, 100)
-            for epsilon, value, there in zip(card["epsilons"], card["robust_accuracy"], published, strict=True)
-        },
-        "AvgAcc": percent(card["average_accuracy"]),
-        "AvgRobAcc": percent(card["average_robust_accuracy"]),
-        "distance": found + _beside(paper.get("average_distance"), 1),
-        "not found": str(card["not_found"]),
-        "quartiles": f"{low}, {middle}, {high}",
-    }
-
-
-def _beside(paper: float | None, scale: float) -> str:
-    return "" if paper is None else f" ({scale * paper:.4g})"
-
-
-def _numbers(cards: list[Card]) -> list[dict[str, Any]]:
-    """The cards as flat rows of plain numbers, for pandas."""
-    rows = []
-    for card in cards:
-        flat = {name: value for name, value in card.items() if not isinstance(value, dict | list) and name != "paper"}
-        robust = zip(card["epsilons"], card["robust_accuracy"], strict=True)
-        flat |= {f"robust_accuracy_{epsilon:g}": value for epsilon, value in robust}
-        flat["seconds"] = round(sum(card["seconds"].values()), 3)
-        rows.append(flat)
-    return rows
+    return Study(shown, report, figures, cards, gains)
 
 
 def _figures(cells: list[_Cell], folder: Path) -> dict[str, tuple[Path, str]]:
@@ -187,12 +127,13 @@ def _figures(cells: list[_Cell], folder: Path) -> dict[str, tuple[Path, str]]:
     return {kind: (plots.save(figure, folder / f"{kind}.png"), text) for kind, (figure, text) in drawn.items()}
 
 
-def _sections(cards: list[Card], figures: dict[str, tuple[Path, str]]) -> list[Section]:
+def _sections(cards: list[Card], gains: list[dict[str, str]], figures: dict[str, tuple[Path, str]]) -> list[Section]:
     return [
-        Section("Table", _TABLE, study_table(cards)),
+        Section("Table", _TABLE, robust_tables.table(cards)),
+        *([Section("Image by image", _GAINS, gains)] if gains else []),
         Section("Both papers on one network", _BOTH, brackets(cards)),
         *(Section(*_ABOUT[kind], None, (figure,)) for kind, figure in figures.items()),
-        Section("How these numbers were made", _settings(cards), study_costs(cards)),
+        Section("How these numbers were made", _settings(cards), robust_tables.costs(cards)),
     ]
 
 
@@ -229,19 +170,3 @@ def _settings(cards: list[Card]) -> str:
         f" {card['batch_size']}, {card['optimizer']} at rate {rates}; inner attacks of {card['attack_steps']} steps."
         f" {devices}. {versions}."
     )
-
-
-def study_costs(cards: list[Card]) -> list[dict[str, Any]]:
-    """Sizes of the cells and the seconds of their stages.
-
-    Args:
-      cards: result cards.
-
-    Returns:
-      One row a card.
-    """
-    keys = ("method", "steps", "n_attack", "worst_case_steps", "nearest_steps", "n_margin", "num_samples")
-    return [
-        {key: card[key] for key in keys} | {f"{name} s": f"{value:.1f}" for name, value in card["seconds"].items()}
-        for card in cards
-    ]

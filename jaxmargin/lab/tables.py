@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["brackets", "costs", "curve", "flags", "numbers", "table", "trade_off"]
+__all__ = ["beside", "brackets", "costs", "curve", "flags", "numbers", "table", "trade_off"]
 
 Card = dict[str, Any]
 SPLITS = ("train", "test")
@@ -168,6 +168,24 @@ def curve(records: list[dict[str, Any]], split: str) -> tuple[list[int], list[fl
     return epochs, minimum, average
 
 
+def beside(values: list[float], paper: float | None = None, digits: int = 2) -> str:
+    """A number as the tables show it: the mean, its deviation over seeds, and the paper's number in brackets.
+
+    Args:
+      values: one a seed.
+      paper: what was published, None for nothing.
+      digits: of our number.
+
+    Returns:
+      The cell.
+
+    >>> beside([1.0, 2.0], 1.4)
+    '1.50 ± 0.71 (1.40)'
+    """
+    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{deviation}" + ("" if paper is None else f" ({paper:.2f})")
+
+
 def _row(cards: list[Card]) -> dict[str, str]:
     card, paper = cards[0], cards[0]["paper"] or {}
     # Robust accuracies are comparable only at the published budgets.
@@ -178,25 +196,19 @@ def _row(cards: list[Card]) -> dict[str, str]:
 
     row = {"model": card["model"], "method": card["method"]}
     clean = [100 * one["clean_accuracy"] for one in cards]
-    row["clean %"] = _beside(clean, 100 * paper["clean_accuracy"] if paper else None)
+    row["clean %"] = beside(clean, 100 * paper["clean_accuracy"] if paper else None)
     for i, epsilon in enumerate(card["epsilons"]):
         there = 100 * paper["robust_accuracy"][i] if comparable else None
-        row[f"published {epsilon:g} %"] = _beside(percent("robust_accuracy", i), there)
+        row[f"published {epsilon:g} %"] = beside(percent("robust_accuracy", i), there)
     for i, epsilon in enumerate(card["epsilons"]):
-        row[f"worst {epsilon:g} %"] = _beside(percent("worst_case_accuracy", i))
+        row[f"worst {epsilon:g} %"] = beside(percent("worst_case_accuracy", i))
     if all(one.get("logit_margin_quartiles") for one in cards):  # older cards have none
-        row["logit margin"] = _beside([one["logit_margin_quartiles"][1] for one in cards], digits=1)
-    row["average margin"] = _beside([one["average_margin"] for one in cards], paper.get("average_margin"))
-    row["signed"] = _beside([one["average_margin_signed"] for one in cards])
-    row["minimum"] = _beside([one["minimum_margin"] for one in cards], digits=3)
+        row["logit margin"] = beside([one["logit_margin_quartiles"][1] for one in cards], digits=1)
+    row["average margin"] = beside([one["average_margin"] for one in cards], paper.get("average_margin"))
+    row["signed"] = beside([one["average_margin_signed"] for one in cards])
+    row["minimum"] = beside([one["minimum_margin"] for one in cards], digits=3)
     row["samples"] = f"{card['num_samples']:,}" if card["num_samples"] else "exact"
     return row
-
-
-def _beside(values: list[float], paper: float | None = None, digits: int = 2) -> str:
-    """The mean, its deviation over seeds, and the paper's number."""
-    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{deviation}" + ("" if paper is None else f" ({paper:.2f})")
 
 
 def _who(card: Card, cards: list[Card]) -> dict[str, str]:

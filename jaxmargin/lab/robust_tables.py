@@ -1,0 +1,149 @@
+"""The result cards of an MMA study as the rows of tables, and one training against another, image by image."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from jaxmargin.lab.evaluation import Arrays
+from jaxmargin.lab.robust_cell import ENSEMBLE, kind_of
+from jaxmargin.lab.tables import Card, beside
+
+__all__ = ["costs", "gains", "numbers", "place", "table"]
+
+_KINDS = ("std", "lcr", "amr", "pgd", ENSEMBLE, "trades", "mma")
+
+
+def place(card: Card) -> tuple[int, float, int]:
+    """Where a card stands in the tables: by kind of method, size and seed.
+
+    Args:
+      card: a result card.
+
+    Returns:
+      What to sort by.
+    """
+    kind, size = kind_of(card["method"])
+    return _KINDS.index(kind), size, card["seed"]
+
+
+def table(cards: list[Card]) -> list[dict[str, str]]:
+    """One row a method, accuracies in percent, the paper's numbers in brackets.
+
+    Args:
+      cards: result cards; those of one method, which differ by the seed, share a row, of means and sample standard
+        deviations.
+
+    Returns:
+      Rows of formatted cells.
+    """
+    groups: dict[str, list[Card]] = {}
+    for card in cards:
+        groups.setdefault(card["method"], []).append(card)
+    several = any(len(group) > 1 for group in groups.values())
+    return [_row(group) | ({"seeds": str(len(group))} if several else {}) for group in groups.values()]
+
+
+def gains(cards: list[Card], arrays: list[Arrays]) -> list[dict[str, str]]:
+    """How much farther the largest mma puts the same images from the boundary than each other training does.
+
+    Args:
+      cards: result cards that attack the same images.
+      arrays: what is kept point by point, of each.
+
+    Returns:
+      One row a method, of formatted cells: the mean over images of the difference of distances, itself a mean over the
+      seeds that both methods have; its standard error over images; the share of images that are farther; and, for
+      several seeds, the sample standard deviation of each seed's mean. Images whose distance was not found are left
+      out. No row where there is no mma, no other or fewer than two images.
+    """
+    distances: dict[str, dict[int, np.ndarray]] = {}
+    for card, kept in zip(cards, arrays, strict=True):
+        distances.setdefault(card["method"], {})[card["seed"]] = kept["distance"][-1]
+    largest = max((name for name in distances if kind_of(name)[0] == "mma"), key=kind_of, default=None)
+    if largest is None:
+        return []
+    best = distances.pop(largest)
+    rows = []
+    for method, others in distances.items():
+        pairs = [(best[seed], others[seed]) for seed in sorted(best.keys() & others.keys())]
+        found = np.isfinite(pairs).all((0, 1)) if pairs else np.zeros(0, bool)
+        if np.count_nonzero(found) > 1:
+            gain = _gain(np.stack([here[found] - there[found] for here, there in pairs]), several=len(best) > 1)
+            rows.append({"against": method, f"gain of {largest}": gain.pop("mean")} | gain)
+    return rows
+
+
+def _gain(differences: np.ndarray, several: bool) -> dict[str, str]:
+    """What ``gains`` says of differences [s, n] of s seeds and n images."""
+    images, means = differences.mean(0), differences.mean(1)
+    row = {
+        "mean": f"{images.mean():+.3f}",
+        "standard error": f"{np.std(images, ddof=1) / math.sqrt(len(images)):.3f}",
+        "farther %": f"{100 * np.mean(images > 0):.1f}",
+        "images": f"{len(images):,}",
+    }
+    deviation = f"{np.std(means, ddof=1):.3f}" if len(means) > 1 else "–"
+    return row | ({"seeds": str(len(means)), "deviation over seeds": deviation} if several else {})
+
+
+def numbers(cards: list[Card]) -> list[dict[str, Any]]:
+    """The cards as flat rows of plain numbers, for pandas.
+
+    Args:
+      cards: result cards.
+
+    Returns:
+      One row a card.
+    """
+    rows = []
+    for card in cards:
+        flat = {name: value for name, value in card.items() if not isinstance(value, dict | list) and name != "paper"}
+        robust = zip(card["epsilons"], card["robust_accuracy"], strict=True)
+        flat |= {f"robust_accuracy_{epsilon:g}": value for epsilon, value in robust}
+        flat["seconds"] = round(sum(card["seconds"].values()), 3)
+        rows.append(flat)
+    return rows
+
+
+def costs(cards: list[Card]) -> list[dict[str, Any]]:
+    """Sizes of the cells and the seconds of their stages.
+
+    Args:
+      cards: result cards.
+
+    Returns:
+      One row a card.
+    """
+    several = len({card["seed"] for card in cards}) > 1
+    keys = ["method", *(["seed"] if several else []), "steps", "n_attack"]
+    keys += ["worst_case_steps", "nearest_steps", "n_margin", "num_samples"]
+    return [
+        {key: card[key] for key in keys} | {f"{name} s": f"{value:.1f}" for name, value in card["seconds"].items()}
+        for card in cards
+    ]
+
+
+def _row(cards: list[Card]) -> dict[str, str]:
+    card, paper = cards[0], cards[0]["paper"] or {}
+    published = paper.get("robust_accuracy") or [None] * len(card["epsilons"])
+
+    def percent(values: list[float], there: float | None = None) -> str:
+        return beside([100 * value for value in values], None if there is None else 100 * there)
+
+    row = {"method": card["method"], "clean %": percent(_all(cards, "clean_accuracy"), paper.get("clean_accuracy"))}
+    for i, epsilon in enumerate(card["epsilons"]):
+        row[f"{epsilon:g} %"] = percent([one["robust_accuracy"][i] for one in cards], published[i])
+    row["AvgAcc"] = percent(_all(cards, "average_accuracy"))
+    row["AvgRobAcc"] = percent(_all(cards, "average_robust_accuracy"))
+    found = [value for value in _all(cards, "average_distance") if value is not None]
+    there = paper.get("average_distance")
+    row["distance"] = beside(found, there, digits=3) if found else "–" + ("" if there is None else f" ({there:.2f})")
+    row["not found"] = str(sum(_all(cards, "not_found")))
+    quartiles = zip(*_all(cards, "distance_quartiles"), strict=True)
+    row["quartiles"] = ", ".join("infinite" if None in one else f"{np.mean(one):.3f}" for one in quartiles)
+    return row
+
+
+def _all(cards: list[Card], name: str) -> list[Any]:
+    return [card[name] for card in cards]
