@@ -103,7 +103,9 @@ def weak_loss(published: Sequence[float], worst: Sequence[float]) -> Flag:
     )  # fmt: skip
 
 
-def layer_cake(epsilons: Sequence[float], robust: Sequence[float], distances: Array) -> Flag:
+def layer_cake(
+    epsilons: Sequence[float], robust: Sequence[float], distances: Array, *, same_points: bool = True
+) -> Flag:
     """Whether accuracy under attack adds up to more than the distances at which points were broken.
 
     The integral of the robust accuracy over epsilon is the mean distance, of the wrong ones 0, cut at the last epsilon.
@@ -112,9 +114,11 @@ def layer_cake(epsilons: Sequence[float], robust: Sequence[float], distances: Ar
       epsilons: [e] radii, rising.
       robust: [e] accuracies under attack.
       distances: [n] distances at which an attack changed the prediction, 0 where it is wrong, infinite where none did.
+      same_points: whether the accuracies are of these n points, not of others of their kind.
 
     Returns:
-      Flag: its value is the ratio of the two, the integral taken as low as the accuracies allow.
+      Flag: its value is the ratio of the two, the integral taken as low as the accuracies allow, and the mean distance
+      of other points two of its standard errors higher.
 
     Raises:
       ValueError: lengths that differ.
@@ -125,7 +129,8 @@ def layer_cake(epsilons: Sequence[float], robust: Sequence[float], distances: Ar
     _refuse_lengths(epsilons=epsilons, robust=robust)
     widths = np.diff([0.0, *epsilons])
     least = float(np.sum(widths * np.asarray(robust)))  # falling: its value at the end of each step is its smallest
-    mean = float(np.mean(np.minimum(np.asarray(distances), epsilons[-1])))
+    cut = np.minimum(np.asarray(distances), epsilons[-1])
+    mean = float(np.mean(cut) + (0 if same_points else 2 * np.std(cut) / np.sqrt(len(cut))))
     value = least / mean if mean > 0 else (np.inf if least > 0 else 0.0)
     return _flag(
         "layer cake", value, 1.3,

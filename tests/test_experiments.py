@@ -176,7 +176,7 @@ def test_seeds_share_a_row_of_means_and_deviations_and_have_rows_of_their_own_el
 
 
 def test_the_trade_off_needs_a_falling_average_and_a_rising_minimum():
-    card = {"model": "mlp", "method": "std", "seed": 0}
+    card = {"model": "mlp", "method": "std", "seed": 0, "n_margin": 60}
 
     def lines(minimum, average, right):
         return [

@@ -114,6 +114,15 @@ def test_the_layer_cake_of_true_accuracies_is_at_most_one():
     assert layer_cake([1.0], [0.5], [0.0, 0.0]).value == np.inf
 
 
+def test_the_layer_cake_of_other_points_allows_for_their_number():
+    few, epsilons, robust = [0.5, 0.5, 2.0, 2.0], [1.0, 2.0], [0.9, 0.6]  # 1.25 with a deviation of 0.75
+    assert layer_cake(epsilons, robust, few).value == pytest.approx(1.5 / 1.25)
+    assert layer_cake(epsilons, robust, few, same_points=False).value == pytest.approx(1.5 / (1.25 + 2 * 0.75 / 2))
+    many = layer_cake(epsilons, robust, 10_000 * few, same_points=False)
+    assert many.value == pytest.approx(1.5 / 1.25, rel=0.01)
+    assert layer_cake(epsilons, [0.95, 0.95], 10_000 * few, same_points=False).raised
+
+
 def test_a_weak_loss_is_one_that_leaves_points_others_break():
     assert weak_loss([0.9, 0.8], [0.89, 0.7]).value == pytest.approx(0.1)
     assert not weak_loss([0.9], [0.88]).raised

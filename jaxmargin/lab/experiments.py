@@ -253,7 +253,9 @@ class _Run:
             *logits["flags"],
             health.plateau(self.cell.epsilons, 1 - last["test_error"], robust["published"]),
             health.weak_loss(robust["published"], robust["worst"]),
-            health.layer_cake(self.cell.epsilons, robust["published"], np.where(right, attacked, 0.0)),
+            health.layer_cake(
+                self.cell.epsilons, robust["published"], np.where(right, attacked, 0.0), same_points=False
+            ),
         ]
         return asdict(self.cell) | {
             "n_train": len(self.data.train.labels),

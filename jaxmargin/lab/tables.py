@@ -43,7 +43,7 @@ def trade_off(cards: list[Card], records: list[list[dict[str, Any]]]) -> list[di
             epochs, minimum, average = curve(lines, split)
             peak = int(np.argmax(average))
             rows.append(_who(card, cards) | {
-                "points": split,
+                "points": f"{card['n_margin']} {split}",
                 "minimum first": f"{minimum[0]:.3f}", "at peak": f"{minimum[peak]:.3f}", "last": f"{minimum[-1]:.3f}",
                 "average first": f"{average[0]:.3f}", "peak": f"{average[peak]:.3f}",
                 "peak epoch": str(epochs[peak]), "average last": f"{average[-1]:.3f}",
