@@ -3,6 +3,8 @@
 import dataclasses
 import re
 import shutil
+from pathlib import Path
+from unittest.mock import create_autospec
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ import optax
 import pytest
 
 from jaxmargin import models, objectives
-from jaxmargin.lab import robust_tables, tracking
+from jaxmargin.lab import robust_report, robust_tables, tracking
 from jaxmargin.lab.data import load
 from jaxmargin.lab.robust_cell import ENSEMBLE, RobustCell, kind_of
 from runs import mma, mma_presets, results
@@ -39,6 +41,13 @@ def straight(tmp_path_factory):
         patch.setattr(RobustCell, "build_model", lambda self, shape, classes: LINEAR)
         assert mma.main([*TINY, *METHODS, "--workdir", str(workdir)]) == 0
     return workdir
+
+
+@pytest.fixture
+def unpublished(monkeypatch):
+    """Leaves out the report, whose figures take longer than what some tests are about."""
+    study = robust_report.Study("", Path("report.html"), {}, [], [])
+    monkeypatch.setattr(mma, "publish_study", create_autospec(robust_report.publish_study, return_value=study))
 
 
 def test_every_method_has_its_row_and_its_card(straight):
@@ -74,7 +83,7 @@ def test_the_report_has_all_the_figures_and_both_papers_in_one_table(straight):
     assert {path.stem for path in (straight / "figures").glob("*.png")} == {"robust", "spread", "line", "landscape"}
 
 
-def test_a_cut_run_ends_with_the_same_bytes(straight, tmp_path, monkeypatch, capsys):
+def test_a_cut_run_ends_with_the_same_bytes(straight, unpublished, tmp_path, monkeypatch, capsys):
     append, calls = tracking.append_record, []
 
     def cut(path, record):
@@ -109,7 +118,7 @@ def test_an_ensemble_votes_over_its_members(straight):
     assert card["members"] == ["pgd-0.5", "pgd-0.25"] and card["average_certified"] is None
 
 
-def test_an_ensemble_of_others_is_another_one(straight, tmp_path):
+def test_an_ensemble_of_others_is_another_one(straight, unpublished, tmp_path):
     workdir = shutil.copytree(straight, tmp_path / "study")
     assert mma.main([*TINY, "--methods", "pgd-0.5", "pgd-ens", "--workdir", str(workdir)]) == 0
     card = tracking.read_json(workdir / "cards" / f"digits-l2-{ENSEMBLE}-seed0.json")

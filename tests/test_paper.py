@@ -1,13 +1,15 @@
-"""The main job from the command line: bad input, interruption by kill -9, and the published settings."""
+"""The main job from the command line: bad input, interruption by kill -9, what it compiles, the published settings."""
 
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 from unittest.mock import create_autospec
 
 import pytest
@@ -17,17 +19,44 @@ from jaxmargin.lab.training import DivergedError
 from runs import command_line, paper, presets
 
 ROOT = Path(__file__).parents[1]
-QUICK = ["--models", "mlp", "--methods", "std", "--epochs", "40", "--num-samples", "64", "--points", "4"]
+QUICK = ["--models", "linear", "--methods", "std", "--epochs", "60", "--points", "4"]
 QUICK += ["--attack-steps", "3", "--attack-points", "40", "--worst-case-steps", "3", "--epsilons", "0.5"]
-NAME = "digits-mlp-std-seed0"
+NAME = "digits-linear-std-seed0"
 
 
-def start(workdir):
+def start(workdir, cache):
+    """The job in a process of its own, which keeps what it compiles in a cache."""
     command = [sys.executable, "-m", "runs.paper", *QUICK, "--workdir", str(workdir)]
-    hurried = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    return subprocess.Popen(
-        command, env=hurried, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    environment = os.environ | {
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_PLATFORMS": "cpu",
+        "XDG_CACHE_HOME": str(cache),
+    }
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    piped = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(command, env=environment, cwd=ROOT, text=True, **piped)
+
+
+def compiled(cache):
+    return {path.name for path in (cache / "jaxmargin").glob("*-cache")}
+
+
+class Straight(NamedTuple):
+    """A job that nothing interrupted: what it wrote, said and compiled."""
+
+    workdir: Path
+    output: str
+    cache: Path
+    compiled: set[str]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("straight")
+    process = start(folder / "out", folder / "cache")
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    return Straight(folder / "out", output, folder / "cache", compiled(folder / "cache"))
 
 
 def results(workdir):
@@ -37,22 +66,28 @@ def results(workdir):
     return [(workdir / path).read_bytes() for path in kept] + [json.dumps(card)]
 
 
-def test_killed_in_the_middle_of_training_it_continues_to_the_same_bytes(tmp_path):
-    straight = start(tmp_path / "straight")
-    output = straight.communicate(timeout=300)[0]
-    assert straight.returncode == 0 and "report: " in output and "| mlp | std |" in output
-    killed = start(tmp_path / "killed")
-    metrics = tmp_path / "killed" / "cells" / NAME / "metrics.jsonl"
+def test_killed_in_the_middle_of_training_it_continues_to_the_same_bytes(straight, tmp_path):
+    assert "report: " in straight.output and "| linear | std |" in straight.output
+    cache = shutil.copytree(straight.cache, tmp_path / "cache")
+    killed = start(tmp_path / "out", cache)
+    metrics = tmp_path / "out" / "cells" / NAME / "metrics.jsonl"
     deadline = time.monotonic() + 300
     while len(tracking.read_records(metrics)) < 12 and time.monotonic() < deadline:
         time.sleep(0.002)
     os.kill(killed.pid, signal.SIGKILL)
     killed.communicate()
-    assert 12 <= len(tracking.read_records(metrics)) < 40  # it was in the middle
-    resumed = start(tmp_path / "killed")
+    assert 12 <= len(tracking.read_records(metrics)) < 60  # it was in the middle
+    resumed = start(tmp_path / "out", cache)
     resumed.communicate(timeout=300)
     assert resumed.returncode == 0
-    assert results(tmp_path / "killed") == results(tmp_path / "straight")
+    assert results(tmp_path / "out") == results(straight.workdir)
+
+
+def test_a_second_start_of_a_run_compiles_nothing(straight, tmp_path):
+    second = start(tmp_path / "out", straight.cache)
+    _, errors = second.communicate(timeout=300)
+    assert second.returncode == 0 and "error" not in errors.lower()
+    assert len(straight.compiled) > 10 and compiled(straight.cache) == straight.compiled
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from jaxmargin.lab.tracking import read_json
@@ -53,6 +54,28 @@ def test_the_table_of_all_trainings_is_that_of_the_cards():
         said = [f"{100 * share:.2f}" for share in shares]
         assert row[1:] == said + ["–" if length is None else f"{length:.3f}" for length in lengths]
     assert len(rows) == 13
+
+
+def test_the_table_of_trainings_on_mnist_is_that_of_the_cards():
+    folder = ROOT / "runs" / "results" / "mma-mnist-l2" / "cards"
+
+    def of(method):
+        with np.load(folder / f"mnist-l2-{method}-seed0.npz") as arrays:
+            return read_json(folder / f"mnist-l2-{method}-seed0.json"), arrays["distance"][-1]
+
+    rows = rows_of("<!-- mma-mnist -->(.*?)<!-- /mma-mnist -->")
+    _, farthest = of("mma-4")
+    for method, *said in rows[2:]:
+        card, distance = of(method)
+        shares = [card["clean_accuracy"], *card["robust_accuracy"], card["average_robust_accuracy"]]
+        published = f" ({card['paper']['average_distance']:.2f})" if card["paper"] else ""
+        gains = farthest - distance
+        error = np.std(gains, ddof=1) / np.sqrt(len(gains))
+        gain = f"{gains.mean():+.3f} ± {error:.3f}" if method != "mma-4" else ""
+        expected = [f"{100 * share:.2f}" for share in shares] + [f"{card['average_distance']:.3f}{published}", gain]
+        assert said == [*expected, f"{card['seconds']['train']:.0f}"]
+        assert card["steps"] == 5000 and card["n_attack"] == 500
+    assert len(rows) == 8
 
 
 def test_the_tables_of_the_digits_are_those_of_the_cards():
