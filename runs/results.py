@@ -85,8 +85,8 @@ def check(workdir: Path, folder: Path) -> None:
 def settings(folder: Path) -> dict[str, dict[str, list[Any]]]:
     """What must agree for results to lie in one folder.
 
-    That is all of a cell of the table but its seed, all of an MMA study but method and seed, and the classes of a case
-    study.
+    That is all of a cell of the table but its seed, all of an MMA study but method and seed, and the classes and epochs
+    of a case study, whose steps follow from the images, to the processor's rounding.
     """
     found: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
     for path in folder.glob("**/cards/*.json"):
@@ -100,7 +100,8 @@ def settings(folder: Path) -> dict[str, dict[str, list[Any]]]:
                 values.append(card.get(field.name))
     if (folder / "result.json").exists():
         card = tracking.read_json(folder / "result.json")
-        found["the case study"] = {name: [card.get(name)] for name in ("dataset", "classes", "methods")}
+        epochs = {name: method["epochs"] for name, method in card["methods"].items()}
+        found["the case study"] = {"dataset": [card["dataset"]], "classes": [card["classes"]], "epochs": [epochs]}
     return found
 
 

@@ -265,7 +265,7 @@ def pareto_front(
         colour = (looks[path_label] if path_label else drawing.LOOKS["descent"]).colour
         drawing.path(axes, "path of training", minimum, average, colour)
     for label, (minimum, average) in places.items():
-        size = 15.0 if looks[label].marker == "*" else 9.0
+        size = 20.0 if looks[label].marker == "*" else 9.0
         # the larger lie below, so that points in one place are all seen
         drawing.line(axes, label, minimum, average, looks[label], "none", markersize=size, zorder=5 - size / 10)
     drawing.legend(figure)
