@@ -9,7 +9,7 @@ from jaxmargin.lab import mma_plots, one_dimension, plots, robust_tables, tracki
 from jaxmargin.lab.evaluation import Arrays, read_arrays
 from jaxmargin.lab.reports import Section, csv_table, markdown_table, write_report
 from jaxmargin.lab.robust_cell import kind_of
-from jaxmargin.lab.tables import Card, brackets
+from jaxmargin.lab.tables import Card, brackets, numbers
 
 __all__ = ["Study", "publish_study"]
 
@@ -96,7 +96,7 @@ def publish_study(workdir: Path) -> Study:
     cards = [cell.card for cell in cells]
     shown = markdown_table(robust_tables.table(cards))
     tracking.write_bytes(workdir / "table.md", (shown + "\n").encode())
-    tracking.write_bytes(workdir / "table.csv", csv_table(robust_tables.numbers(cards)).encode())
+    tracking.write_bytes(workdir / "table.csv", csv_table(numbers(cards)).encode())
     title = f"Margins under every training on {cards[0]['dataset']}, {cards[0]['norm']}"
     gains = robust_tables.gains(cards, [cell.arrays for cell in cells])
     figures = _figures(cells, workdir / "figures")

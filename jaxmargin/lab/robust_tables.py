@@ -9,7 +9,7 @@ from jaxmargin.lab.evaluation import Arrays
 from jaxmargin.lab.robust_cell import ENSEMBLE, kind_of
 from jaxmargin.lab.tables import Card, beside
 
-__all__ = ["costs", "gains", "numbers", "place", "table"]
+__all__ = ["costs", "gains", "place", "table"]
 
 _KINDS = ("std", "lcr", "amr", "pgd", ENSEMBLE, "trades", "mma")
 
@@ -85,25 +85,6 @@ def _gain(differences: np.ndarray, several: bool) -> dict[str, str]:
     }
     deviation = f"{np.std(means, ddof=1):.3f}" if len(means) > 1 else "–"
     return row | ({"seeds": str(len(means)), "deviation over seeds": deviation} if several else {})
-
-
-def numbers(cards: list[Card]) -> list[dict[str, Any]]:
-    """The cards as flat rows of plain numbers, for pandas.
-
-    Args:
-      cards: result cards.
-
-    Returns:
-      One row a card.
-    """
-    rows = []
-    for card in cards:
-        flat = {name: value for name, value in card.items() if not isinstance(value, dict | list) and name != "paper"}
-        robust = zip(card["epsilons"], card["robust_accuracy"], strict=True)
-        flat |= {f"robust_accuracy_{epsilon:g}": value for epsilon, value in robust}
-        flat["seconds"] = round(sum(card["seconds"].values()), 3)
-        rows.append(flat)
-    return rows
 
 
 def costs(cards: list[Card]) -> list[dict[str, Any]]:
