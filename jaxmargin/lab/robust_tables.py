@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxmargin.lab.evaluation import Arrays
 from jaxmargin.lab.robust_cell import ENSEMBLE, kind_of
-from jaxmargin.lab.tables import Card, beside
+from jaxmargin.lab.tables import Card, beside, seeds_share
 
 __all__ = ["costs", "gains", "place", "table"]
 
@@ -37,11 +37,7 @@ def table(cards: list[Card]) -> list[dict[str, str]]:
     Returns:
       Rows of formatted cells.
     """
-    groups: dict[str, list[Card]] = {}
-    for card in cards:
-        groups.setdefault(card["method"], []).append(card)
-    several = any(len(group) > 1 for group in groups.values())
-    return [_row(group) | ({"seeds": str(len(group))} if several else {}) for group in groups.values()]
+    return seeds_share(cards, _row)
 
 
 def gains(cards: list[Card], arrays: list[Arrays]) -> list[dict[str, str]]:
@@ -69,16 +65,16 @@ def gains(cards: list[Card], arrays: list[Arrays]) -> list[dict[str, str]]:
         pairs = [(best[seed], others[seed]) for seed in sorted(best.keys() & others.keys())]
         found = np.isfinite(pairs).all((0, 1)) if pairs else np.zeros(0, bool)
         if np.count_nonzero(found) > 1:
-            gain = _gain(np.stack([here[found] - there[found] for here, there in pairs]), several=len(best) > 1)
-            rows.append({"against": method, f"gain of {largest}": gain.pop("mean")} | gain)
+            differences = np.stack([here[found] - there[found] for here, there in pairs])
+            rows.append({"against": method} | _gain(largest, differences, several=len(best) > 1))
     return rows
 
 
-def _gain(differences: np.ndarray, several: bool) -> dict[str, str]:
+def _gain(largest: str, differences: np.ndarray, several: bool) -> dict[str, str]:
     """What ``gains`` says of differences [s, n] of s seeds and n images."""
     images, means = differences.mean(0), differences.mean(1)
     row = {
-        "mean": f"{images.mean():+.3f}",
+        f"gain of {largest}": f"{images.mean():+.3f}",
         "standard error": f"{np.std(images, ddof=1) / math.sqrt(len(images)):.3f}",
         "farther %": f"{100 * np.mean(images > 0):.1f}",
         "images": f"{len(images):,}",

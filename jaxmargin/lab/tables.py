@@ -1,10 +1,11 @@
 """Result cards as the rows of tables: formatted for reading, or plain numbers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-__all__ = ["beside", "brackets", "costs", "curve", "flags", "numbers", "table", "trade_off"]
+__all__ = ["beside", "brackets", "costs", "curve", "flags", "numbers", "seeds_share", "table", "trade_off"]
 
 Card = dict[str, Any]
 SPLITS = ("train", "test")
@@ -20,11 +21,24 @@ def table(cards: list[Card]) -> list[dict[str, str]]:
     Returns:
       Rows of formatted cells.
     """
+    return seeds_share(cards, _row)
+
+
+def seeds_share(cards: list[Card], row: Callable[[list[Card]], dict[str, str]]) -> list[dict[str, str]]:
+    """One row for the cards of a model and method, which differ by the seed.
+
+    Args:
+      cards: result cards.
+      row: makes the row of such cards.
+
+    Returns:
+      The rows, with the number of seeds where any has several.
+    """
     groups: dict[tuple[str, str], list[Card]] = {}
     for card in cards:
         groups.setdefault((card["model"], card["method"]), []).append(card)
     several = any(len(group) > 1 for group in groups.values())
-    return [_row(group) | ({"seeds": str(len(group))} if several else {}) for group in groups.values()]
+    return [row(group) | ({"seeds": str(len(group))} if several else {}) for group in groups.values()]
 
 
 def trade_off(cards: list[Card], records: list[list[dict[str, Any]]]) -> list[dict[str, str]]:
