@@ -19,9 +19,9 @@ from jaxmargin.lab.training import DivergedError
 from runs import command_line, paper, presets
 
 ROOT = Path(__file__).parents[1]
-QUICK = ["--models", "linear", "--methods", "std", "--epochs", "60", "--points", "4"]
+QUICK = ["--models", "mlp", "--methods", "std", "--epochs", "40", "--num-samples", "64", "--points", "4"]
 QUICK += ["--attack-steps", "3", "--attack-points", "40", "--worst-case-steps", "3", "--epsilons", "0.5"]
-NAME = "digits-linear-std-seed0"
+NAME = "digits-mlp-std-seed0"
 
 
 def start(workdir, cache):
@@ -67,7 +67,7 @@ def results(workdir):
 
 
 def test_killed_in_the_middle_of_training_it_continues_to_the_same_bytes(straight, tmp_path):
-    assert "report: " in straight.output and "| linear | std |" in straight.output
+    assert "report: " in straight.output and "| mlp | std |" in straight.output
     cache = shutil.copytree(straight.cache, tmp_path / "cache")
     killed = start(tmp_path / "out", cache)
     metrics = tmp_path / "out" / "cells" / NAME / "metrics.jsonl"
@@ -76,7 +76,7 @@ def test_killed_in_the_middle_of_training_it_continues_to_the_same_bytes(straigh
         time.sleep(0.002)
     os.kill(killed.pid, signal.SIGKILL)
     killed.communicate()
-    assert 12 <= len(tracking.read_records(metrics)) < 60  # it was in the middle
+    assert 12 <= len(tracking.read_records(metrics)) < 40  # it was in the middle
     resumed = start(tmp_path / "out", cache)
     resumed.communicate(timeout=300)
     assert resumed.returncode == 0
@@ -86,7 +86,8 @@ def test_killed_in_the_middle_of_training_it_continues_to_the_same_bytes(straigh
 def test_a_second_start_of_a_run_compiles_nothing(straight, tmp_path):
     second = start(tmp_path / "out", straight.cache)
     _, errors = second.communicate(timeout=300)
-    assert second.returncode == 0 and "error" not in errors.lower()
+    assert second.returncode == 0, errors[-3000:]
+    assert "error" not in errors.lower()
     assert len(straight.compiled) > 10 and compiled(straight.cache) == straight.compiled
 
 
