@@ -18,11 +18,11 @@ import numpy as np
 import jaxmargin as jm
 from benchmarks.networks import DATASETS, trained
 from jaxmargin import checks
-from jaxmargin.convolution import conv_general_dilated, max_pool
 from jaxmargin.lab.reports import markdown_table
 from jaxmargin.lab.tracking import device_name
 from jaxmargin.layers import Layer
-from jaxmargin.rivals import gap_over_slope
+from jaxmargin.margins import gap_over_slope
+from jaxmargin.xla_cpu.convolution import conv_general_dilated, max_pool
 from runs import command_line
 
 __all__ = ["main"]

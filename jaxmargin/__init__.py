@@ -1,18 +1,24 @@
 """How far is each point from a classifier's decision boundary, and how does training move that distance?"""
 
-from jaxmargin import attacks, augmentation, losses, models, norms, objectives, regularizers
+from jaxmargin import attacks, losses, models, norms, objectives
 from jaxmargin.adapters import ensemble, from_batched, from_linen, from_nnx
 from jaxmargin.attacks import Attack, apgd, ddn, deepfool, fmn, minimum_norm, pgd, square, worst_case
-from jaxmargin.audit import Bracket, bracket
 from jaxmargin.batching import over_batch
-from jaxmargin.certificates import Certificate, certified_margin
-from jaxmargin.endpoints import Clever, clever
-from jaxmargin.estimates import BlockMaxima, block_maxima, radial_margin
+from jaxmargin.brackets import Bracket, bracket
+from jaxmargin.certificates import Certificate, certified_margin, lipschitz_bound
 from jaxmargin.health import Flag, health_check
-from jaxmargin.lipschitz import local_lipschitz
-from jaxmargin.margins import Margins, Summary, histogram, linear_margin, lipschitz_margin, summarize
+from jaxmargin.lipschitz import (
+    BlockMaxima,
+    Clever,
+    block_maxima,
+    clever,
+    lipschitz_margin,
+    local_lipschitz,
+    radial_margin,
+)
+from jaxmargin.margins import Margins, Summary, histogram, linear_margin, summarize
 from jaxmargin.norms import Norm, l1, l2, linf
-from jaxmargin.spectral import lipschitz_bound
+from jaxmargin.objectives import augmentation, regularizers
 
 __version__ = "0.1.0"
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxmargin import checks, losses
 from jaxmargin.attacks import minimum_norm, pgd, square, worst_case
-from jaxmargin.batching import Measurement, over_batch
+from jaxmargin.batching.measurement import Measurement, over_batch
 from jaxmargin.margins import Margins
 from jaxmargin.norms import Norm, l1, l2
 

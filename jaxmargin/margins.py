@@ -5,19 +5,18 @@ negative where it is wrong (Wu and Yu 2019, section 2).
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxmargin import checks
-from jaxmargin.lipschitz import cross_lipschitz, leads
 from jaxmargin.norms import Norm, l2
-from jaxmargin.rivals import gap_over_slope
-from jaxmargin.together import Together
 
-__all__ = ["Margins", "Summary", "histogram", "linear_margin", "lipschitz_margin", "summarize"]
+__all__ = [
+    "Margins", "Summary", "distance_to_boundary", "gap_over_slope", "histogram", "linear_margin", "signed", "summarize",
+]  # fmt: skip
 
 
 class Margins(NamedTuple):
@@ -63,91 +62,48 @@ class Summary(NamedTuple):
     capped_fraction: jax.Array
 
 
-def lipschitz_margin(
-    logits_fn: Callable[[jax.Array], jax.Array],
-    key: jax.Array,
-    x: jax.Array,
-    y: jax.Array,
-    *,
-    norm: Norm = l2,
-    radius: float = 5.0,
-    num_samples: int = 51_200,
-    chunk_size: int | None = None,
-    box: tuple[float, float] | None = None,
-    exact: bool = False,
-    tolerance: float | None = None,
-    precision: str = "float32",
-) -> Margins:
-    """The sampled Lipschitz margin: sign * min{ min_{k != p} (f_p - f_k)(x) / L_k, radius }, p the predicted class.
-
-    With the true constants this is a lower bound of the distance; with sampled ones it is an estimate. Unless
-    ``exact``, only the classes that can still decide the minimum are sampled to the end, which gives the same margin
-    several times faster (``rivals`` says how); that form has no reverse-mode derivative.
+def gap_over_slope(gaps: jax.Array, slopes: jax.Array) -> jax.Array:
+    """The distance at which a class could catch up: 0 for a tie, infinite where nothing moves, NaN of NaN.
 
     Args:
-      logits_fn: x -> logits [c].
-      key: a PRNG key; all points measured with it share their samples.
-      x: one example, [*d].
-      y: its class.
-      norm: the norm that measures the distance.
-      radius: of the ball in which slopes are sampled, and the largest margin that can come out.
-      num_samples: number of sampled points.
-      chunk_size: points held in memory at once, a divisor of num_samples; None chooses one.
-      box: (low, high) clips the sampled points to valid inputs.
-      exact: whether all classes see all samples.
-      tolerance: in input units; sampling stops once the margin is not expected to fall by more until num_samples. None
-        samples them all.
-      precision: of the products behind the slopes, as in ``jax.default_matmul_precision``; "tensorfloat32" and
-        "bfloat16" are faster on accelerators. Logits are always float32.
+      gaps: [m] how far classes are behind.
+      slopes: [m] how fast they can catch up.
 
     Returns:
-      Margins of one example.
-
-    Raises:
-      ValueError: radius or tolerance <= 0, num_samples not a multiple of chunk_size, logits that are not [c] or have
-        c = 1, an unknown precision.
-
-    Reference:
-      Wu and Yu 2019, eq. (3); Hein and Andriushchenko 2017, theorem 2.1.
-
-    >>> import jax, jax.numpy as jnp
-    >>> w = jnp.array([[3.0, 4.0], [0.0, 0.0]])
-    >>> lipschitz_margin(lambda x: w @ x, jax.random.key(0), jnp.array([1.0, 0.5]), 0, num_samples=64).margin
-    Array(1., dtype=float32)
+      [m] distances in units of the input.
     """
-    options: dict[str, Any] = dict(norm=norm, radius=radius, num_samples=num_samples, chunk_size=chunk_size, box=box)
-    options |= dict(exact=exact, tolerance=tolerance, precision=precision)
-    return _TOGETHER.alone(logits_fn, key, x, y, **options)
+    flat = slopes <= 0
+    return jnp.where(gaps <= 0, 0.0, jnp.where(flat, jnp.inf, gaps / jnp.where(flat, 1.0, slopes)))
 
 
-def _together(
-    logits_fn: Callable[[jax.Array], jax.Array],
-    key: jax.Array,
-    indices: jax.Array,
-    xs: jax.Array,
-    ys: jax.Array,
-    asked: jax.Array,
-    *,
-    radius: float,
-    **options: Any,
-) -> Margins:
-    """``lipschitz_margin`` of b examples, which share their samples."""
-    del indices
-    checks.logits(logits_fn, xs[0])
-    logits, predicted, gaps = leads(logits_fn, xs)
-    found = cross_lipschitz(logits_fn, key, xs, predicted, gaps, radius=radius, asked=asked, **options)
-    distance = jax.vmap(_distance)(logits, predicted, found.largest)  # [b]
-    margin = jax.vmap(_signed)(jnp.minimum(distance, radius), predicted, ys)
-    samples = jnp.max(found.seen, 1)  # [b]
-    rivals = jnp.sum(found.seen == samples[:, None], 1) - 1
-    return Margins(
-        margin, predicted, distance >= radius, found.largest, rivals, found.flagged, samples, found.remainder
-    )
+def distance_to_boundary(logits: jax.Array, predicted: jax.Array, constants: jax.Array) -> jax.Array:
+    """min_{k != predicted} (f_predicted - f_k) / L_k; a tie is at distance 0, a flat difference infinitely far.
+
+    Args:
+      logits: [c].
+      predicted: the class whose region ends there.
+      constants: [c], L_k of f_predicted - f_k; that of the predicted class does not matter.
+
+    Returns:
+      A distance in units of the input; NaN where a logit or constant is.
+    """
+    ratio = gap_over_slope(logits[predicted] - logits, constants)  # [c]
+    least = jnp.min(jnp.where(jnp.arange(len(logits)) == predicted, jnp.inf, ratio))
+    return jnp.where(jnp.isnan(ratio).any(), jnp.nan, least)  # a minimum may pass over a NaN
 
 
-# In batches of 16 what the examples share costs little, and a call does not take too long.
-_TOGETHER = Together(_together, batch_size=lambda: 16, divides_samples=True)
-lipschitz_margin.together = _TOGETHER  # type: ignore[attr-defined]
+def signed(distance: jax.Array, predicted: jax.Array, y: jax.Array) -> jax.Array:
+    """The margin of a distance: positive where the prediction is right, negative where it is wrong.
+
+    Args:
+      distance: to the boundary, >= 0.
+      predicted: the predicted class.
+      y: the class.
+
+    Returns:
+      The signed margin.
+    """
+    return jnp.where(predicted == y, distance, -distance)
 
 
 def linear_margin(
@@ -181,10 +137,10 @@ def linear_margin(
         jacobian = jax.jacrev(logits_fn)(x)  # [c, *d]
     predicted = jnp.argmax(logits)
     constants = jax.vmap(norm.dual_size)(jacobian[predicted][None] - jacobian)  # [c]
-    distance = _distance(logits, predicted, constants)
+    distance = distance_to_boundary(logits, predicted, constants)
     no = jnp.zeros((), bool)
     counts = jnp.array(len(logits) - 1), no, jnp.array(1), jnp.zeros((), distance.dtype)
-    return Margins(_signed(distance, predicted, y), predicted, no, constants, *counts)
+    return Margins(signed(distance, predicted, y), predicted, no, constants, *counts)
 
 
 def summarize(margins: Margins) -> Summary:
@@ -242,14 +198,3 @@ def histogram(
     if not np.isfinite(margin).all():
         raise ValueError("margins are not all finite: drop the infinite ones, and say how many, before a histogram")
     return np.histogram(margin, bins=bins, range=bounds)
-
-
-def _distance(logits: jax.Array, predicted: jax.Array, constants: jax.Array) -> jax.Array:
-    """min_{k != predicted} (f_predicted - f_k) / L_k; a tie is at distance 0, a flat difference infinitely far."""
-    ratio = gap_over_slope(logits[predicted] - logits, constants)  # [c]
-    least = jnp.min(jnp.where(jnp.arange(len(logits)) == predicted, jnp.inf, ratio))
-    return jnp.where(jnp.isnan(ratio).any(), jnp.nan, least)  # a minimum may pass over a NaN
-
-
-def _signed(distance: jax.Array, predicted: jax.Array, y: jax.Array) -> jax.Array:
-    return jnp.where(predicted == y, distance, -distance)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxmargin as jm
-from jaxmargin.attacks.adaptive import LONGER
+from jaxmargin.attacks.adaptive_norm_pgd import LONGER
 from jaxmargin.losses import soft_logit_margin
 
 D_MAX = 3.0

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmargin.augmentation import crop_and_flip
+from jaxmargin.objectives.augmentation import crop_and_flip
 
 PADDING = 2
 PIXELS = np.random.default_rng(0).permutation(60).reshape(6, 5, 2) + 1  # no two alike, none 0 as the border

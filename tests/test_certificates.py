@@ -11,7 +11,7 @@ from exact import distance, random_net
 
 import jaxmargin as jm
 from jaxmargin import models
-from jaxmargin.rounding import double_precision
+from jaxmargin.certificates.rounding import double_precision
 
 NORMS = {"l2": (jm.l2, 2), "linf": (jm.linf, 1), "l1": (jm.l1, np.inf)}  # orders of the dual
 norms = pytest.mark.parametrize(("norm", "dual"), NORMS.values(), ids=NORMS)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmargin.chunks import by_rows, in_chunks
+from jaxmargin.batching.chunks import by_rows, in_chunks
 
 
 def one(w, x):

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmargin import compiling
+from jaxmargin.xla_cpu import kernels
 
 
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -31,17 +31,17 @@ def compiled(monkeypatch) -> list[dict[str, str] | None]:
 
 
 def test_what_convolves_is_compiled_without_the_slow_kernels(compiled):
-    options, inputs = compiling.without_slow_kernels(), arrays()
+    options, inputs = kernels.without_slow_kernels(), arrays()
     compiled.clear()
-    run = compiling.jit(convolve)
+    run = kernels.jit(convolve)
     np.testing.assert_allclose(run(*inputs), convolve(*inputs), atol=1e-4)
     assert compiled == ([None, options] if options else [None])
 
 
 def test_what_does_not_convolve_is_compiled_as_ever(compiled):
-    _, images = compiling.without_slow_kernels(), arrays()[0]
+    _, images = kernels.without_slow_kernels(), arrays()[0]
     compiled.clear()
-    run = compiling.jit(lambda x: 2 * x)
+    run = kernels.jit(lambda x: 2 * x)
     np.testing.assert_array_equal(run(images), 2 * images)
     assert compiled == [None]
 
@@ -53,19 +53,19 @@ def test_it_is_traced_once_for_all_calls():
         traced.append(1)
         return convolve(x, kernel)
 
-    run = compiling.jit(count)
+    run = kernels.jit(count)
     for _ in range(3):
         run(*arrays())
     assert len(traced) == 1
 
 
 def test_inside_of_another_jit_it_is_a_part_of_that():
-    run = jax.jit(lambda x, kernel: 2 * compiling.jit(convolve)(x, kernel))
+    run = jax.jit(lambda x, kernel: 2 * kernels.jit(convolve)(x, kernel))
     np.testing.assert_allclose(run(*arrays()), 2 * convolve(*arrays()), atol=1e-4)
 
 
 def test_donated_arguments_are_gone():
-    run = compiling.jit(lambda x, kernel: x + convolve(x, kernel), donate_argnums=0)
+    run = kernels.jit(lambda x, kernel: x + convolve(x, kernel), donate_argnums=0)
     x, kernel = arrays()
     run(x, kernel)
     assert x.is_deleted() and not kernel.is_deleted()
@@ -73,7 +73,7 @@ def test_donated_arguments_are_gone():
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="accelerators have no such kernels")
 def test_the_option_is_known_to_this_version_and_gone_on_accelerators(monkeypatch):
-    found = compiling.without_slow_kernels.__wrapped__()
+    found = kernels.without_slow_kernels.__wrapped__()
     assert all(name.startswith("xla_cpu") for name in found)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert compiling.without_slow_kernels.__wrapped__() == {}
+    assert kernels.without_slow_kernels.__wrapped__() == {}

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmargin import convolution
-from jaxmargin.convolution import conv_general_dilated, max_pool
+from jaxmargin.xla_cpu import convolution
+from jaxmargin.xla_cpu.convolution import conv_general_dilated, max_pool
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 PADDINGS = {

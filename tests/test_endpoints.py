@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import genextreme
 
 import jaxmargin as jm
-from jaxmargin.endpoints import REACH, _cost, endpoint
+from jaxmargin.lipschitz.clever_score import REACH, _cost, endpoint
 
 SERIES, BLOCKS = 60, 50
 

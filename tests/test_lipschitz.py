@@ -10,7 +10,7 @@ import pytest
 from conftest import random_linear
 
 import jaxmargin as jm
-from jaxmargin.lipschitz import default_chunk_size
+from jaxmargin.lipschitz.sampling import default_chunk_size
 
 RADIUS = 1.0
 

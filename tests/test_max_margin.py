@@ -10,7 +10,7 @@ import pytest
 
 import jaxmargin as jm
 from jaxmargin import objectives
-from jaxmargin.attacks.adaptive import LONGER
+from jaxmargin.attacks.adaptive_norm_pgd import LONGER
 from jaxmargin.lab.training import init_state, train_epoch
 from jaxmargin.losses import cross_entropy, logit_margin, soft_logit_margin
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from conftest import random_params
 
-from jaxmargin import models, regularizers
+from jaxmargin import models
+from jaxmargin.objectives import regularizers
 
 SHAPES = {"tall": (9, 4), "wide": (4, 9), "square": (5, 5), "conv": (3, 3, 2, 8), "narrow conv": (2, 3, 6, 4)}
 kernels = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)

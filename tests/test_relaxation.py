@@ -10,9 +10,9 @@ from conftest import random_params
 
 import jaxmargin as jm
 from jaxmargin import models
-from jaxmargin.relaxation import intervals, line_below, reaches
-from jaxmargin.rounding import above, below, double_precision
-from jaxmargin.spectral import norms_in_double
+from jaxmargin.certificates.crown import intervals, line_below, reaches
+from jaxmargin.certificates.rounding import above, below, double_precision
+from jaxmargin.certificates.spectral import norms_in_double
 
 norms = pytest.mark.parametrize("name", ["l2", "linf", "l1"])
 NETWORKS = {

@@ -12,7 +12,7 @@ from conftest import random_params
 from flax import nnx
 
 import jaxmargin as jm
-from jaxmargin.rewriting import loopable
+from jaxmargin.xla_cpu.rewriting import loopable
 
 
 def array(*shape, seed=0):

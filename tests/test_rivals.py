@@ -11,8 +11,8 @@ from test_lipschitz import nets_of
 
 import jaxmargin as jm
 from jaxmargin import models
-from jaxmargin.lipschitz import cross_lipschitz
-from jaxmargin.rivals import PILOT, PILOT_OF_MANY
+from jaxmargin.lipschitz.elimination import PILOT, PILOT_OF_MANY
+from jaxmargin.lipschitz.sampling import cross_lipschitz
 
 MODEL = models.mlp((6, 5), 10, hidden=64)
 

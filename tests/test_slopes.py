@@ -11,7 +11,7 @@ from conftest import random_params
 import jaxmargin as jm
 from jaxmargin import models
 from jaxmargin.layers import layers_of
-from jaxmargin.slopes import slopes_of
+from jaxmargin.lipschitz.gradient_norms import slopes_of
 
 NORMS = pytest.mark.parametrize("norm", [jm.l2, jm.linf, jm.l1], ids=["l2", "linf", "l1"])
 NETWORKS = {

@@ -10,8 +10,8 @@ from conftest import random_params
 
 import jaxmargin as jm
 from jaxmargin import models
+from jaxmargin.certificates.spectral import spectral_norms
 from jaxmargin.layers import Layer, shapes_of
-from jaxmargin.spectral import spectral_norms
 
 
 def conv_matrix(kernel, shape, padding):

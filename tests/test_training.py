@@ -9,10 +9,10 @@ import optax
 import pytest
 
 from jaxmargin import models, objectives
-from jaxmargin.augmentation import crop_and_flip
 from jaxmargin.lab.training import DivergedError, TrainState, evaluator, fit, init_state, train_epoch
 from jaxmargin.losses import cross_entropy
-from jaxmargin.regularizers import orthogonality
+from jaxmargin.objectives.augmentation import crop_and_flip
+from jaxmargin.objectives.regularizers import orthogonality
 
 SCALE, SHAPE = 16.0, (8, 8, 1)
 

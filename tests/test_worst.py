@@ -9,7 +9,7 @@ import pytest
 from conftest import random_linear
 
 import jaxmargin as jm
-from jaxmargin.attacks.slots import in_slots
+from jaxmargin.attacks.work_queue import in_slots
 
 
 def right(linear):

@@ -4,12 +4,12 @@ In float32 the cross-entropy has an exactly zero gradient once the logit margin 
 stand still and report robustness that is not there. The other losses cannot saturate.
 """
 
-from jaxmargin.attacks.adaptive import Boundary, an_pgd
-from jaxmargin.attacks.attack import Attack
+from jaxmargin.attacks.adaptive_norm_pgd import Boundary, an_pgd
 from jaxmargin.attacks.auto_pgd import apgd
+from jaxmargin.attacks.base import Attack
 from jaxmargin.attacks.nearest import bisect_boundary, ddn, deepfool, fmn, minimum_norm
-from jaxmargin.attacks.projected_gradient import PUBLISHED, pgd
-from jaxmargin.attacks.random_search import square
+from jaxmargin.attacks.projected_gradient_descent import PUBLISHED, pgd
+from jaxmargin.attacks.square_attack import square
 from jaxmargin.attacks.worst import worst_case
 
 __all__ = [

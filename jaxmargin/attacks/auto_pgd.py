@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmargin import checks
-from jaxmargin.attacks.attack import Attack, Box, ball, loss_named, misses, outcome, refuse
+from jaxmargin.attacks.base import Attack, Box, ball, loss_named, misses, outcome, refuse
 from jaxmargin.norms import Norm, l2
 
 __all__ = ["Search", "advance", "apgd", "ascent", "goes_on", "start"]

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 
 from jaxmargin import checks
 from jaxmargin.attacks import auto_pgd
-from jaxmargin.attacks.attack import LOSSES, Attack, Box, ball, outcome, refuse
-from jaxmargin.attacks.slots import in_slots
-from jaxmargin.chunks import ROWS
+from jaxmargin.attacks.base import LOSSES, Attack, Box, ball, outcome, refuse
+from jaxmargin.attacks.work_queue import in_slots
+from jaxmargin.batching.chunks import ROWS
+from jaxmargin.batching.rules import Together
 from jaxmargin.losses import targeted_dlr
 from jaxmargin.norms import Norm, l2
-from jaxmargin.together import Together
 
 __all__ = ["worst_case"]
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxmargin.batching import Measurement, over_batch
+from jaxmargin.batching.measurement import Measurement, over_batch
 from jaxmargin.lab.tracking import write_arrays
 
 __all__ = ["lifted", "measure", "read_arrays"]

@@ -15,8 +15,8 @@ import numpy as np
 import optax
 
 from jaxmargin import checks, health, models, objectives
-from jaxmargin.audit import contradicts
-from jaxmargin.batching import Measurement
+from jaxmargin.batching.measurement import Measurement
+from jaxmargin.brackets import contradicts
 from jaxmargin.lab import tracking
 from jaxmargin.lab.data import Dataset, Split, margin_points, spread_points
 from jaxmargin.lab.evaluation import Arrays, lifted, measure, read_arrays
@@ -24,9 +24,10 @@ from jaxmargin.lab.parameters import write_params
 from jaxmargin.lab.resuming import Stopwatch, train
 from jaxmargin.lab.robustness import bounds, broken_as_published, broken_in_the_worst_case
 from jaxmargin.lab.training import TrainState, evaluator, init_state, train_epoch
-from jaxmargin.lipschitz import default_chunk_size
+from jaxmargin.lipschitz import lipschitz_margin
+from jaxmargin.lipschitz.sampling import default_chunk_size
 from jaxmargin.losses import logit_margin
-from jaxmargin.margins import Margins, linear_margin, lipschitz_margin, summarize
+from jaxmargin.margins import Margins, linear_margin, summarize
 from jaxmargin.models import Model
 from jaxmargin.norms import l2
 from jaxmargin.objectives import Objective

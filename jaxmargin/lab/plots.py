@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from jaxmargin.audit import contradicts
+from jaxmargin.brackets import contradicts
 from jaxmargin.lab import drawing, tracking
 
 __all__ = [

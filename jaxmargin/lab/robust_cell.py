@@ -11,7 +11,7 @@ import optax
 from jaxmargin import checks, models, objectives
 from jaxmargin.lab.data import Dataset
 from jaxmargin.lab.robustness import BOX
-from jaxmargin.lipschitz import default_chunk_size
+from jaxmargin.lipschitz.sampling import default_chunk_size
 from jaxmargin.models import Model
 from jaxmargin.norms import Norm, l2, linf
 from jaxmargin.objectives import Objective

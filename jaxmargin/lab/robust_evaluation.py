@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmargin.attacks import minimum_norm
-from jaxmargin.audit import contradicts
+from jaxmargin.brackets import contradicts
 from jaxmargin.lab import tracking
 from jaxmargin.lab.data import Dataset, margin_points
 from jaxmargin.lab.evaluation import Arrays, lifted, measure
@@ -20,8 +20,9 @@ from jaxmargin.lab.resuming import Stopwatch
 from jaxmargin.lab.robust_cell import NORMS, RobustCell
 from jaxmargin.lab.robustness import BOX, bounds, broken_in_the_worst_case
 from jaxmargin.lab.training import evaluator
+from jaxmargin.lipschitz import lipschitz_margin
 from jaxmargin.losses import logit_margin, soft_logit_margin
-from jaxmargin.margins import Margins, lipschitz_margin
+from jaxmargin.margins import Margins
 from jaxmargin.norms import l2
 
 __all__ = ["MOMENTS", "STAGES", "Evaluation", "mean_distance"]

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmargin.adapters import ensemble
-from jaxmargin.augmentation import crop_and_flip
 from jaxmargin.lab import tracking
 from jaxmargin.lab.data import Dataset, Split
 from jaxmargin.lab.parameters import read_params, write_params
@@ -23,6 +22,7 @@ from jaxmargin.lab.resuming import Stopwatch, train
 from jaxmargin.lab.robust_cell import RobustCell
 from jaxmargin.lab.robust_evaluation import MOMENTS, STAGES, Evaluation, mean_distance
 from jaxmargin.lab.training import TrainState, evaluator, init_state, train_epoch
+from jaxmargin.objectives.augmentation import crop_and_flip
 
 __all__ = ["run_ensemble", "run_robust_cell"]
 

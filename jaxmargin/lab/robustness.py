@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmargin.attacks import PUBLISHED, minimum_norm, pgd, worst_case
-from jaxmargin.certificates import certified_margin
+from jaxmargin.certificates.certificate import certified_margin
 from jaxmargin.lab.evaluation import Arrays, lifted, measure
 from jaxmargin.norms import Norm, l2
 

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmargin.compiling import jit
 from jaxmargin.losses import cross_entropy
 from jaxmargin.models import BATCH
 from jaxmargin.objectives import Objective
-from jaxmargin.rewriting import loopable
+from jaxmargin.xla_cpu.kernels import jit
+from jaxmargin.xla_cpu.rewriting import loopable
 
 __all__ = ["Batch", "DivergedError", "TrainState", "evaluator", "fit", "init_state", "train_epoch", "train_step"]
 

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxmargin import checks
-from jaxmargin.convolution import conv_general_dilated
 from jaxmargin.models.model import BATCH, Apply, Model, Shape
+from jaxmargin.xla_cpu.convolution import conv_general_dilated
 
 __all__ = ["wide_resnet"]
 

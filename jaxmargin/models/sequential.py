@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxmargin import checks
-from jaxmargin.convolution import conv_general_dilated, max_pool
 from jaxmargin.layers import Layer
 from jaxmargin.models.model import Apply, Model, Shape
+from jaxmargin.xla_cpu.convolution import conv_general_dilated, max_pool
 
 __all__ = ["cnn", "lenet", "linear", "mlp"]
 

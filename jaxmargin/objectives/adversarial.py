@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxmargin import checks
-from jaxmargin.attacks.attack import Box
-from jaxmargin.attacks.projected_gradient import ascend
+from jaxmargin.attacks.base import Box
+from jaxmargin.attacks.projected_gradient_descent import ascend
 from jaxmargin.losses import cross_entropy
 from jaxmargin.norms import Norm, l2
 from jaxmargin.objectives.objective import LogitsFn, Objective

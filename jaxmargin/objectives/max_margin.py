@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxmargin import checks
-from jaxmargin.attacks.adaptive import LONGER, an_pgd
-from jaxmargin.attacks.attack import Box
+from jaxmargin.attacks.adaptive_norm_pgd import LONGER, an_pgd
+from jaxmargin.attacks.base import Box
 from jaxmargin.losses import cross_entropy, soft_logit_margin
 from jaxmargin.norms import Norm, l2
 from jaxmargin.objectives.objective import LogitsFn, Objective

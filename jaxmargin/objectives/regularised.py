@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxmargin import checks
 from jaxmargin.losses import cross_entropy, logit_margin
 from jaxmargin.objectives.objective import LogitsFn, Objective
-from jaxmargin.regularizers import orthogonality, parseval_retraction, ramp
+from jaxmargin.objectives.regularizers import orthogonality, parseval_retraction, ramp
 
 __all__ = ["amr", "lcr", "margin_term", "standard"]
 

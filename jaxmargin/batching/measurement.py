@@ -11,10 +11,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmargin import checks
-from jaxmargin.chunks import CONVOLVING_ROWS, ROWS, by_rows
-from jaxmargin.compiling import convolves, without_slow_kernels
-from jaxmargin.rewriting import loopable
-from jaxmargin.together import Together
+from jaxmargin.batching.chunks import CONVOLVING_ROWS, ROWS, by_rows
+from jaxmargin.batching.rules import Together
+from jaxmargin.xla_cpu.kernels import convolves, without_slow_kernels
+from jaxmargin.xla_cpu.rewriting import loopable
 
 __all__ = ["Measurement", "over_batch"]
 

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmargin.certificates.rounding import EPSILON, above, double_precision, lost
 from jaxmargin.layers import Layer, layers_of, shapes_of
-from jaxmargin.rounding import EPSILON, above, double_precision, lost
 
 __all__ = ["lipschitz_bound", "norms_in_double", "spectral_norms"]
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmargin import checks
-from jaxmargin.attacks.attack import Attack, Box, ball, outcome, refuse
+from jaxmargin.attacks.base import Attack, Box, ball, outcome, refuse
 from jaxmargin.losses import logit_margin
 from jaxmargin.norms import Norm, l1, linf
 

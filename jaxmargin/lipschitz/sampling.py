@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxmargin import checks
+from jaxmargin.lipschitz.elimination import Point, Steepest, steepest
+from jaxmargin.lipschitz.gradient_norms import Slopes, slopes_of
 from jaxmargin.norms import Norm, l2
-from jaxmargin.rivals import Point, Steepest, steepest
-from jaxmargin.slopes import Slopes, slopes_of
 
 __all__ = ["cross_lipschitz", "default_chunk_size", "leads", "local_lipschitz", "stable_rows"]
 
@@ -126,7 +126,7 @@ def cross_lipschitz(
       box: (low, high) of valid inputs.
       exact: whether all classes see all samples.
       precision: of products.
-      tolerance: in units of the input; see ``rivals.steepest``.
+      tolerance: in units of the input; see ``elimination.steepest``.
       asked: [b] bool, False skips a centre; None asks for all.
       axis_name: of a mapped axis that shares the samples.
       view: what is measured in place of the classifier's slopes, made from them; None measures them as they are.

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxmargin import checks
-from jaxmargin.attacks.attack import Box, inside, refuse
-from jaxmargin.attacks.projected_gradient import ascend
+from jaxmargin.attacks.base import Box, inside, refuse
+from jaxmargin.attacks.projected_gradient_descent import ascend
 from jaxmargin.losses import soft_logit_margin
 from jaxmargin.norms import Norm, l2
 

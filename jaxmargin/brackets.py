@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxmargin.attacks import minimum_norm
-from jaxmargin.certificates import certified_margin
-from jaxmargin.chunks import CONVOLVING_ROWS, by_rows
-from jaxmargin.margins import lipschitz_margin
+from jaxmargin.batching.chunks import CONVOLVING_ROWS, by_rows
+from jaxmargin.batching.rules import Together
+from jaxmargin.certificates.certificate import certified_margin
+from jaxmargin.lipschitz import lipschitz_margin
 from jaxmargin.norms import Norm, l2
-from jaxmargin.together import Together
 
 __all__ = ["Bracket", "bracket", "contradicts"]
 

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmargin.certificates.rounding import EPSILON, lost
 from jaxmargin.layers import Layer
 from jaxmargin.norms import Norm
-from jaxmargin.rounding import EPSILON, lost
 
 __all__ = ["Interval", "Line", "intervals", "line_below", "reaches"]
 

@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxmargin import checks
-from jaxmargin.chunks import in_chunks
+from jaxmargin.batching.chunks import in_chunks
+from jaxmargin.batching.rules import Together
+from jaxmargin.certificates.crown import Interval, intervals, line_below, reaches
+from jaxmargin.certificates.rounding import EPSILON, below, double_precision, lost
+from jaxmargin.certificates.spectral import norms_in_double
 from jaxmargin.layers import Layer, layers_of, shapes_of
+from jaxmargin.margins import gap_over_slope
 from jaxmargin.norms import Norm, l1, l2, linf
-from jaxmargin.relaxation import Interval, intervals, line_below, reaches
-from jaxmargin.rivals import gap_over_slope
-from jaxmargin.rounding import EPSILON, below, double_precision, lost
-from jaxmargin.spectral import norms_in_double
-from jaxmargin.together import Together
 
 __all__ = ["Certificate", "certified_margin"]
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
-from jaxmargin.convolution import conv_general_dilated
+from jaxmargin.xla_cpu.convolution import conv_general_dilated
 
 __all__ = ["loopable"]
 

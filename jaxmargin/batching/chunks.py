@@ -17,7 +17,7 @@ ROWS, CONVOLVING_ROWS = 128, 64
 def by_rows(run: Callable[..., Any], examples: tuple[jax.Array, ...], count: jax.Array | int, rows: int) -> Any:
     """``run(*examples)``, on a CPU so many rows at a time, always as many: rounding then knows nothing of the others.
 
-    XLA's CPU backend sums in another order for other numbers of rows; see ``lipschitz.stable_rows``.
+    XLA's CPU backend sums in another order for other numbers of rows; see ``lipschitz.sampling.stable_rows``.
 
     Args:
       run: arrays [b, ...] -> arrays [b, ...], row by row.

@@ -1,7 +1,7 @@
 """The steepest slopes around several points, sampled in rounds, over the classes that can still decide the margin.
 
 The margin is min_k (f_p - f_k) / L_k, the gap of a class over its slope. All classes take part in a pilot; then rounds
-that double the number of samples go on with those whose slope may still rise so far, by ``extremes``, that they decide.
+that double the number of samples go on with those whose slope may still rise so far, by ``tails``, that they decide.
 The others have run as far as they can matter. Should a class have risen faster than foreseen, and one left behind come
 too close in that light, its point is flagged and finished with all classes.
 """
@@ -12,11 +12,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmargin import extremes
-from jaxmargin.extremes import Tail
-from jaxmargin.slopes import Slopes
+from jaxmargin.lipschitz import tails
+from jaxmargin.lipschitz.gradient_norms import Slopes
+from jaxmargin.lipschitz.tails import Tail
+from jaxmargin.margins import gap_over_slope
 
-__all__ = ["PILOT", "Point", "Steepest", "gap_over_slope", "steepest"]
+__all__ = ["PILOT", "Point", "Steepest", "steepest"]
 
 # Samples of the pilot, which every class takes part in, and where there are MANY classes.
 PILOT, PILOT_OF_MANY, MANY = 256, 64, 100
@@ -66,20 +67,6 @@ class _State(NamedTuple):
     flagged: jax.Array
 
 
-def gap_over_slope(gaps: jax.Array, slopes: jax.Array) -> jax.Array:
-    """The distance at which a class could catch up: 0 for a tie, infinite where nothing moves, NaN of NaN.
-
-    Args:
-      gaps: [m] how far classes are behind.
-      slopes: [m] how fast they can catch up.
-
-    Returns:
-      [m] distances in units of the input.
-    """
-    flat = slopes <= 0
-    return jnp.where(gaps <= 0, 0.0, jnp.where(flat, jnp.inf, gaps / jnp.where(flat, 1.0, slopes)))
-
-
 def steepest(
     slopes: Slopes,
     points: Point,
@@ -122,7 +109,7 @@ def steepest(
         return jax.lax.map(lambda point: rule(*point), (state, points.gaps))
 
     def follow(state: _State, start: jax.Array | int, end: jax.Array | int, chosen: jax.Array) -> _State:
-        tail = extremes.merge(state.tail, sample(start, end, chosen, state.threshold, state.unit))
+        tail = tails.merge(state.tail, sample(start, end, chosen, state.threshold, state.unit))
         rise = jnp.max(tail.largest - state.tail.largest, 1, keepdims=True)  # [b, 1]
         missed = jnp.where(chosen, state.missed, state.missed + rise)
         return state._replace(tail=tail, seen=jnp.where(chosen, end, state.seen), missed=missed)
@@ -178,18 +165,18 @@ class _Rules(NamedTuple):
 
     def _left(self, state: _State) -> jax.Array:
         """[m] by how much slopes may still rise."""
-        return extremes.growth(state.tail, state.unit, self.num_samples, self.num_samples / state.seen)
+        return tails.growth(state.tail, state.unit, self.num_samples, self.num_samples / state.seen)
 
 
 def _pilot(sample: "_Sampler", points: Point, length: int, rows: int, total: int) -> _State:
     """The first samples of all classes: their slopes, the thresholds of their tails, and what the tails foretell."""
 
     def start(sizes: jax.Array) -> _State:
-        over = jax.vmap(extremes.threshold)(sizes)  # [m]
+        over = jax.vmap(tails.threshold)(sizes)  # [m]
         unit = jnp.where(jnp.isnan(sizes).any(1), jnp.nan, jnp.max(sizes, 1))  # [m]
         counts = jnp.ones(length, bool)
-        tail = jax.vmap(lambda s, o, u: extremes.tail(s, counts, o, u, total))(sizes, over, unit)
-        rise = extremes.growth(tail, unit, total, total / length) / extremes.SAFETY
+        tail = jax.vmap(lambda s, o, u: tails.tail(s, counts, o, u, total))(sizes, over, unit)
+        rise = tails.growth(tail, unit, total, total / length) / tails.SAFETY
         seen = jnp.full(len(sizes), length, jnp.int32)
         return _State(tail, over, unit, rise, seen, jnp.zeros_like(unit), jnp.zeros((), bool))
 
@@ -221,14 +208,14 @@ class _Sampler:
 
             def point(args: tuple) -> Tail:
                 one, who, over, measure = args
-                blank = extremes.nothing(shape[1:], dtype)
+                blank = tails.nothing(shape[1:], dtype)
 
                 def look() -> Tail:
                     size = self._slopes.sizes(one.anchor, rays)
 
                     def keep(k: jax.Array, found: Tail) -> Tail:
                         sizes = size(one.differences[k]).astype(dtype)
-                        tail = extremes.tail(sizes, indices < end, over[k], measure[k], self._total)
+                        tail = tails.tail(sizes, indices < end, over[k], measure[k], self._total)
                         return jax.tree.map(lambda all_, one: all_.at[k].set(one), found, tail)
 
                     if who is None:
@@ -239,12 +226,12 @@ class _Sampler:
 
                 return jax.lax.cond(one.asked if who is None else who.any(), look, lambda: blank)
 
-            return extremes.merge(seen, jax.lax.map(point, (self._points, chosen, threshold, unit)))
+            return tails.merge(seen, jax.lax.map(point, (self._points, chosen, threshold, unit)))
 
         chunks = -(-(end - start) // stride)
         if chosen is not None:
             chunks = jnp.where(chosen.any(), chunks, 0)
-        seen = jax.lax.fori_loop(0, chunks, chunk, extremes.nothing(shape, dtype))
+        seen = jax.lax.fori_loop(0, chunks, chunk, tails.nothing(shape, dtype))
         if self._axis is None:
             return seen
         # A maximum over devices may pass over a NaN.

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmargin import checks
-from jaxmargin.estimates import BlockMaxima
-from jaxmargin.rivals import gap_over_slope
+from jaxmargin.lipschitz.blocks import BlockMaxima
+from jaxmargin.margins import gap_over_slope
 
 __all__ = ["REACH", "Clever", "Endpoint", "clever", "endpoint"]
 

@@ -1,0 +1,126 @@
+"""The largest slope of each block of samples around a point, from which ``clever_score`` makes its scores."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmargin import checks
+from jaxmargin.batching.rules import Together
+from jaxmargin.lipschitz.gradient_norms import Slopes
+from jaxmargin.lipschitz.sampling import cross_lipschitz, default_chunk_size, leads
+from jaxmargin.norms import Norm, l2
+
+__all__ = ["BlockMaxima", "block_maxima"]
+
+LogitsFn = Callable[[jax.Array], jax.Array]
+
+
+class BlockMaxima(NamedTuple):
+    """The largest slopes in blocks of samples around one example, or around n stacked along the first axis.
+
+    Attributes:
+      maxima: [num_blocks, c] of the slopes of f_predicted - f_k, 0 at k = predicted.
+      predicted: the predicted class.
+      gaps: [c] f_predicted - f_k at the example.
+    """
+
+    maxima: jax.Array
+    predicted: jax.Array
+    gaps: jax.Array
+
+
+def block_maxima(
+    logits_fn: LogitsFn,
+    key: jax.Array,
+    x: jax.Array,
+    y: jax.Array,
+    *,
+    norm: Norm = l2,
+    radius: float = 5.0,
+    num_blocks: int = 50,
+    block_size: int = 1024,
+    chunk_size: int | None = None,
+    box: tuple[float, float] | None = None,
+    precision: str = "float32",
+) -> BlockMaxima:
+    """The largest slope of every class in each of num_blocks blocks of samples, what ``clever`` is made from.
+
+    Block j holds samples j * block_size, j * block_size + 1, ...: those of ``lipschitz_margin`` with the same key,
+    whose constants (``exact=True``) are the largest of the blocks'.
+
+    Args:
+      logits_fn: x -> logits [c].
+      key: a PRNG key; all points measured with it share their samples.
+      x: one example, [*d].
+      y: its class, unused, there so that all measures are called alike.
+      norm: the norm that measures the distance.
+      radius: of the ball in which slopes are sampled.
+      num_blocks: number of blocks.
+      block_size: samples in a block.
+      chunk_size: points held in memory at once, a divisor of block_size; None chooses one.
+      box: (low, high) clips the sampled points to valid inputs, as CLEVER does.
+      precision: of the products behind the slopes, as in ``jax.default_matmul_precision``.
+
+    Returns:
+      BlockMaxima of one example.
+
+    Raises:
+      ValueError: as ``lipschitz_margin``; block_size not a multiple of chunk_size.
+
+    Reference:
+      Weng et al. 2018, "Evaluating the robustness of neural networks: an extreme value theory approach", algorithm 1.
+
+    >>> import jax, jax.numpy as jnp
+    >>> w = jnp.array([[3.0, 4.0], [0.0, 0.0]])
+    >>> found = block_maxima(lambda x: w @ x, jax.random.key(0), jnp.zeros(2), 0, num_blocks=2, block_size=64)
+    >>> found.maxima
+    Array([[0., 5.],
+           [0., 5.]], dtype=float32)
+    """
+    options: dict[str, Any] = dict(norm=norm, radius=radius, num_blocks=num_blocks, block_size=block_size)
+    options |= dict(chunk_size=chunk_size, box=box, precision=precision)
+    return _BLOCKS_TOGETHER.alone(logits_fn, key, x, y, **options)
+
+
+def _blocks_together(
+    logits_fn: LogitsFn,
+    key: jax.Array,
+    indices: jax.Array,
+    xs: jax.Array,
+    ys: jax.Array,
+    asked: jax.Array,
+    *,
+    num_blocks: int,
+    block_size: int,
+    chunk_size: int | None,
+    **options: Any,
+) -> BlockMaxima:
+    """``block_maxima`` of b examples, which share their samples."""
+    del indices
+    checks.logits(logits_fn, xs[0])
+    checks.whole("num_blocks", num_blocks)
+    checks.whole("block_size", block_size)
+    if chunk_size is None:
+        chunk_size = default_chunk_size(block_size, xs[0].size, name="block_size")
+    checks.whole("chunk_size", chunk_size)
+    checks.divisible("block_size", block_size, "chunk_size", chunk_size)
+    _, predicted, gaps = leads(logits_fn, xs)
+
+    def block(first: jax.Array) -> jax.Array:
+        def later(slopes: Slopes) -> Slopes:
+            return slopes._replace(rays=lambda indices: slopes.rays(first + indices))
+
+        sizes: dict[str, Any] = dict(num_samples=block_size, chunk_size=chunk_size)
+        found = cross_lipschitz(
+            logits_fn, key, xs, predicted, gaps, asked=asked, exact=True, view=later, **sizes, **options
+        )
+        return found.largest  # [b, c]
+
+    maxima = jax.lax.map(block, jnp.arange(num_blocks) * block_size)  # [num_blocks, b, c]
+    return BlockMaxima(jnp.moveaxis(maxima, 0, 1), predicted, gaps)
+
+
+_BLOCKS_TOGETHER = Together(_blocks_together, batch_size=lambda: 16, divides_samples=True)
+block_maxima.together = _BLOCKS_TOGETHER  # type: ignore[attr-defined]
