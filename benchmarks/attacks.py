@@ -17,9 +17,9 @@ import numpy as np
 import jaxmargin as jm
 from benchmarks import networks, peers
 from jaxmargin import checks
-from jaxmargin.lab.reports import markdown_table
-from jaxmargin.lab.tracking import device_name
-from runs import command_line
+from jaxmargin.lab import command_line
+from jaxmargin.lab.files import device_name
+from jaxmargin.lab.report.page import markdown_table
 
 __all__ = ["Options", "main"]
 

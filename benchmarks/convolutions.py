@@ -17,8 +17,8 @@ import optax
 import jaxmargin as jm
 from benchmarks.peers import side_by_side
 from jaxmargin import models, objectives
-from jaxmargin.lab.reports import markdown_table
-from jaxmargin.lab.tracking import device_name
+from jaxmargin.lab.files import device_name
+from jaxmargin.lab.report.page import markdown_table
 from jaxmargin.lab.training import init_state, train_epoch
 from jaxmargin.models import sequential
 

@@ -23,11 +23,11 @@ from benchmarks import networks, peers
 from benchmarks.networks import Trained
 from benchmarks.peers import side_by_side, timed
 from jaxmargin import checks
-from jaxmargin.lab import drawing, plots
-from jaxmargin.lab.data import margin_points
-from jaxmargin.lab.reports import csv_table, markdown_table
-from jaxmargin.lab.tracking import device_name, write_bytes
-from runs import command_line
+from jaxmargin.lab import command_line
+from jaxmargin.lab.data.loading import margin_points
+from jaxmargin.lab.figures import drawing, plots
+from jaxmargin.lab.files import device_name, write_bytes
+from jaxmargin.lab.report.page import csv_table, markdown_table
 
 __all__ = ["Options", "main"]
 

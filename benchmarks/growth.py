@@ -26,10 +26,10 @@ import jaxmargin as jm
 from benchmarks import networks
 from benchmarks.networks import Trained
 from benchmarks.peers import timed
-from jaxmargin.lab import drawing, plots
-from jaxmargin.lab.reports import csv_table, markdown_table
-from jaxmargin.lab.tracking import device_name, write_bytes
-from runs import command_line
+from jaxmargin.lab import command_line
+from jaxmargin.lab.figures import drawing, plots
+from jaxmargin.lab.files import device_name, write_bytes
+from jaxmargin.lab.report.page import csv_table, markdown_table
 
 __all__ = ["Options", "main"]
 

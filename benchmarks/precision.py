@@ -18,12 +18,12 @@ import numpy as np
 import jaxmargin as jm
 from benchmarks.networks import DATASETS, trained
 from jaxmargin import checks
-from jaxmargin.lab.reports import markdown_table
-from jaxmargin.lab.tracking import device_name
+from jaxmargin.lab import command_line
+from jaxmargin.lab.files import device_name
+from jaxmargin.lab.report.page import markdown_table
 from jaxmargin.layers import Layer
 from jaxmargin.margins import gap_over_slope
 from jaxmargin.xla_cpu.convolution import conv_general_dilated, max_pool
-from runs import command_line
 
 __all__ = ["main"]
 

@@ -19,10 +19,10 @@ import optax
 
 from benchmarks import networks, peers
 from jaxmargin import checks, models, objectives
-from jaxmargin.lab.reports import markdown_table
-from jaxmargin.lab.tracking import device_name
+from jaxmargin.lab import command_line
+from jaxmargin.lab.files import device_name
+from jaxmargin.lab.report.page import markdown_table
 from jaxmargin.lab.training import init_state, train_epoch
-from runs import command_line
 
 __all__ = ["Options", "main"]
 

@@ -34,9 +34,9 @@ CONTRACT = [
 ]
 
 MEASURES = [
-    *("margins.lipschitz_margin", "margins.linear_margin", "certificates.certified_margin", "audit.bracket"),
+    *("lipschitz.lipschitz_margin", "margins.linear_margin", "certificates.certified_margin", "brackets.bracket"),
     *(f"attacks.{name}" for name in ("pgd", "apgd", "square", "ddn", "fmn", "deepfool", "minimum_norm", "worst_case")),
-    *("estimates.block_maxima", "estimates.radial_margin"),
+    *("lipschitz.block_maxima", "lipschitz.radial_margin"),
 ]
 
 # Positional defaults are the exception: counts and weights that read well without their names.
@@ -51,7 +51,7 @@ POSITIONAL_DEFAULTS = {
     **{f"models{module}.wide_resnet": {"num_classes"} for module in ("", ".residual")},
     **{f"objectives{module}.amr": {"lam", "beta", "tau"} for module in ("", ".regularised")},
     **{f"objectives{module}.lcr": {"beta"} for module in ("", ".regularised")},
-    "relaxation.intervals": {"reaches", "at_x"},
+    "certificates.crown.intervals": {"reaches", "at_x"},
 }
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import jaxmargin as jm
-from jaxmargin.lab import case_study as study
-from jaxmargin.lab import data, findings, hyperplanes
-from jaxmargin.lab.svm import Direction, linear_margins
-from runs import case_study as run
+from jaxmargin.lab import data
+from runs.case_study import __main__ as run
+from runs.case_study import claims, hyperplanes, study
+from runs.case_study.svm import Direction, linear_margins
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "tfds"
 
@@ -125,7 +125,7 @@ def test_plain_descent_stops_short_and_normalised_descent_arrives(result):
 
 
 def test_rows_of_the_result_fit_together(result):
-    rows = {row["classifier"]: row for row in findings.table(result)}
+    rows = {row["classifier"]: row for row in claims.table(result)}
     free, penalised = rows["SVM, bias free"], rows["SVM, bias penalised"]
     assert free["minimum"] == max(row["minimum"] for row in rows.values())
     assert free["best average at that minimum"] == pytest.approx(free["average"], rel=1e-9)
@@ -141,7 +141,7 @@ def test_rows_of_the_result_fit_together(result):
 
 def test_claims_follow_the_numbers(result):
     def decided(changed):
-        return {row["claim"]: row["holds"] for row in findings.claims(changed)}
+        return {row["claim"]: row["holds"] for row in claims.claims(changed)}
 
     rises, falls = (f"loss-normalised descent: the {part}" for part in ("minimum margin rises", "average margin falls"))
     reaches = "loss-normalised descent: it reaches the penalised SVM's within 1%"

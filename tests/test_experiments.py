@@ -7,10 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmargin.lab import experiments, publishing, robustness, tables, tracking
-from jaxmargin.lab.data import Dataset, Split, load
-from jaxmargin.lab.experiments import Cell, run_cell, schedule
+from jaxmargin.lab import files as tracking
+from jaxmargin.lab import robustness, tables
+from jaxmargin.lab.data.loading import Dataset, Split, load
 from jaxmargin.lab.training import DivergedError
+from runs.paper import cell as experiments
+from runs.paper import publish as publishing
+from runs.paper.cell import Cell, run_cell, schedule
 
 CELL = Cell(
     dataset="digits", model="mlp", method="amr", preset="text", seed=3, epochs=11, learning_rate=0.02, batch_size=32,

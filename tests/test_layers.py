@@ -1,93 +1,61 @@
 """The picture of the package, held against its imports: the core is pure, the lab has the effects, runs stay on top."""
 
 import ast
+import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parents[1] / "jaxmargin"
-RUNS = PACKAGE.parent / "runs"
+ROOT = Path(__file__).resolve().parents[1]
 
-# What each file may import from its own layer; a package is the files in it. Every file of the lab may import the core.
+# The words that every room of the core may use, and what else each room may. A room is a folder or a file.
+WORDS = {"checks", "losses", "norms", "types"}
 CORE = {
+    **dict.fromkeys(sorted(WORDS), set()),
     "adapters": set(),
-    "attacks": {"checks", "chunks", "losses", "norms", "together"},
-    "augmentation": {"checks"},
-    "audit": {"attacks", "certificates", "chunks", "margins", "norms", "together"},
-    "batching": {"checks", "chunks", "compiling", "rewriting", "together"},
-    "certificates": {"checks", "chunks", "layers", "norms", "relaxation", "rivals", "rounding", "spectral", "together"},
-    "checks": set(),
-    "chunks": set(),
-    "compiling": {"checks"},
-    "convolution": set(),
-    "endpoints": {"checks", "estimates", "rivals"},
-    "estimates": {"checks", "lipschitz", "margins", "norms", "slopes", "together"},
-    "extremes": set(),
-    "health": {"attacks", "batching", "checks", "losses", "margins", "norms"},
+    "attacks": {"batching", "margins"},
+    "batching": {"xla_cpu"},
+    "brackets": {"attacks", "batching", "certificates", "lipschitz"},
+    "certificates": {"batching", "layers", "margins"},
+    "flags": set(),
+    "health": {"attacks", "batching", "flags", "margins"},
     "layers": set(),
-    "lipschitz": {"checks", "norms", "rivals", "slopes"},
-    "losses": set(),
-    "margins": {"checks", "lipschitz", "norms", "rivals", "together"},
-    "models": {"checks", "convolution", "layers"},
-    "norms": set(),
-    "objectives": {"attacks", "checks", "losses", "norms", "regularizers"},
-    "regularizers": set(),
-    "relaxation": {"layers", "norms", "rounding"},
-    "rewriting": {"convolution"},
-    "rivals": {"extremes", "slopes"},
-    "rounding": set(),
-    "slopes": {"layers", "norms"},
-    "spectral": {"layers", "rounding"},
-    "together": {"checks"},
+    "lipschitz": {"batching", "layers", "margins", "xla_cpu"},
+    "margins": set(),
+    "models": {"layers", "xla_cpu"},
+    "objectives": {"attacks"},
+    "xla_cpu": set(),
 }
+# What each room of the lab may import from the lab; all of them may import the core.
 LAB = {
-    "active_set": set(),
-    "builders": set(),
-    "case_study": {"hyperplanes", "svm"},
     "checkpoints": {"training"},
+    "command_line": {"files", "training"},
     "compilation": set(),
-    "data": {"builders"},
-    "evaluation": {"tracking"},
-    "experiments": {"*"},
-    "drawing": set(),
-    "findings": {"case_study", "hyperplanes"},
-    "hyperplanes": {"data", "svm"},
-    "mma_plots": {"drawing", "one_dimension"},
-    "one_dimension": set(),
-    "parameters": {"evaluation", "tracking"},
-    "plots": {"drawing", "tracking"},
-    "publishing": {"evaluation", "experiments", "plots", "reports", "tables", "tracking"},
-    "reports": {"tracking"},
-    "resuming": {"checkpoints", "tracking", "training"},
-    "robust_cell": {"data", "robustness"},
-    "robust_evaluation": {
-        *("data", "evaluation", "resuming", "robust_cell", "robustness", "tracking", "training"),
-    },
-    "robust_report": {
-        *("evaluation", "mma_plots", "one_dimension", "plots", "reports", "robust_cell", "robust_tables", "tables"),
-        "tracking",
-    },
-    "robust_tables": {"evaluation", "robust_cell", "tables"},
-    "robust_training": {"*"},
-    "robustness": {"evaluation"},
-    "svm": {"active_set"},
+    "data": set(),
+    "figures": {"files"},
+    "files": set(),
+    "parameters": {"files", "stages"},
+    "report": {"files"},
+    "resuming": {"checkpoints", "files", "training"},
+    "robustness": {"stages"},
+    "stages": {"files"},
     "tables": set(),
-    "tracking": set(),
     "training": set(),
 }
-# Who may know a heavy library, as paths below the package.
+# Who may know a heavy library: rooms, as paths below the repository.
 OWNERS = {
-    "array_record": {"lab/data", "lab/builders"},
-    "flax": {"models/residual", "models/sequential", "adapters"},
-    "matplotlib": {"lab/drawing", "lab/mma_plots", "lab/plots"},
-    "orbax": {"lab/checkpoints"},
+    "array_record": {"jaxmargin/lab/data"},
+    "flax": {"jaxmargin/adapters", "jaxmargin/lab", "jaxmargin/models"},
+    "matplotlib": {"jaxmargin/lab/figures", "runs"},
+    "orbax": {"jaxmargin/lab/checkpoints"},
     "pickle": set(),
-    "scipy": {"endpoints"},
-    "sklearn": {"lab/data", "lab/hyperplanes"},
+    "scipy": {"jaxmargin/lipschitz"},
+    "sklearn": {"jaxmargin/lab/data", "runs/case_study"},
     "tensorflow": set(),
-    "tensorflow_datasets": {"lab/data", "lab/builders"},
+    "tensorflow_datasets": {"jaxmargin/lab/data"},
 }
 CORE_LIBRARIES = {"flax", "jax", "jaxmargin", "numpy", "optax", "scipy"} | set(sys.stdlib_module_names)
 # Effects that the core does without.
@@ -95,7 +63,7 @@ EFFECTS = {"logging", "os", "pathlib", "shutil", "signal", "subprocess", "tempfi
 
 
 def name_of(path):
-    return path.relative_to(PACKAGE).with_suffix("").as_posix()
+    return path.relative_to(ROOT).with_suffix("").as_posix().removesuffix("/__init__")
 
 
 def tree_of(path):
@@ -114,94 +82,119 @@ def imports(path):
     return found
 
 
-def own(path, prefix):
-    """First names below a package of our own, such as {"checks"} for ``from jaxmargin import checks``."""
+def rooms(path, package):
+    """The rooms of a package that a file imports, such as {"checks"} for ``from jaxmargin import checks``."""
+    prefix = f"{package}."
     return {name.removeprefix(prefix).split(".")[0] for name in imports(path) if name.startswith(prefix)}
 
 
-ALL_FILES = sorted(PACKAGE.rglob("*.py"))
-LAB_FILES = [path for path in ALL_FILES if path.parent.name == "lab" and path.stem != "__init__"]
-CORE_FILES = [path for path in ALL_FILES if path.parent.name != "lab"]
-RUN_FILES = sorted(RUNS.rglob("*.py"))
-every_file = pytest.mark.parametrize("path", ALL_FILES, ids=name_of)
-core_file = pytest.mark.parametrize("path", CORE_FILES, ids=name_of)
-lab_file = pytest.mark.parametrize("path", LAB_FILES, ids=name_of)
+def libraries(path):
+    return {name.split(".")[0] for name in imports(path)}
 
 
-def test_the_walk_finds_core_and_lab():
-    assert {"checks", "batching", "models/sequential", "attacks/nearest"} <= {name_of(path) for path in CORE_FILES}
-    assert {"data", "plots"} <= {path.stem for path in LAB_FILES}
-    assert "checks" in own(PACKAGE / "batching.py", "jaxmargin.")
+def chains(path):
+    """Everything of the form a.b.c in a file."""
+    return {ast.unparse(node) for node in ast.walk(tree_of(path)) if isinstance(node, ast.Attribute)}
 
 
-@core_file
-def test_the_core_imports_only_downwards(path):
-    used = own(path, "jaxmargin.")
-    assert "lab" not in used
-    if path != PACKAGE / "__init__.py":
-        name = name_of(path).split("/")[0]
-        assert name in CORE, "a new file of the core: draw its edges in CORE"
-        assert used <= CORE[name] | {name}
+def files_of(folder):
+    return sorted((ROOT / folder).rglob("*.py"))
 
 
-def test_the_edges_of_the_core_have_no_cycle():
-    below = {name: set(edges) for name, edges in CORE.items()}
+LAB_FILES = [path for path in files_of("jaxmargin/lab") if path.parent.name != "lab" or path.stem != "__init__"]
+CORE_FILES = sorted({*files_of("jaxmargin")} - {*files_of("jaxmargin/lab"), ROOT / "jaxmargin/__init__.py"})
+RUN_FILES = files_of("runs")
+STUDIES = sorted({path.parent.name for path in RUN_FILES if path.parent.name != "runs"} - {"results"})
+
+
+def test_the_walk_finds_core_lab_and_studies():
+    assert {"jaxmargin/checks", "jaxmargin/batching", "jaxmargin/models/sequential"} <= {*map(name_of, CORE_FILES)}
+    assert {"jaxmargin/lab/data", "jaxmargin/lab/training"} <= {*map(name_of, LAB_FILES)}
+    assert {"paper", "mma", "case_study"} <= {*STUDIES}
+    assert "checks" in rooms(ROOT / "jaxmargin/batching/measurement.py", "jaxmargin")
+
+
+def test_every_room_is_drawn():
+    assert {name_of(path).split("/")[1] for path in CORE_FILES} <= CORE.keys()
+    assert {name_of(path).split("/")[2] for path in LAB_FILES} <= LAB.keys()
+
+
+@pytest.mark.parametrize("room", CORE)
+def test_the_core_imports_only_along_its_edges(room):
+    for path in CORE_FILES:
+        if name_of(path).split("/")[1] == room:
+            assert rooms(path, "jaxmargin") <= CORE[room] | WORDS | {room}, name_of(path)
+
+
+@pytest.mark.parametrize("room", LAB)
+def test_the_lab_imports_only_along_its_edges(room):
+    for path in LAB_FILES:
+        if name_of(path).split("/")[2] == room:
+            assert rooms(path, "jaxmargin.lab") <= LAB[room] | {room}, name_of(path)
+
+
+@pytest.mark.parametrize("edges", [CORE, LAB], ids=["core", "lab"])
+def test_the_edges_have_no_cycle(edges):
+    below = {name: set(down) for name, down in edges.items()}
     for _ in below:
-        below = {name: edges.union(*(below[edge] for edge in edges)) for name, edges in below.items()}
-    assert all(name not in edges for name, edges in below.items())
+        below = {name: down.union(*(below[edge] for edge in down)) for name, down in below.items()}
+    assert all(name not in down for name, down in below.items())
 
 
-@lab_file
-def test_the_lab_imports_only_along_its_edges(path):
-    assert path.stem in LAB, "a new file of the lab: draw its edges in LAB"
-    used = own(path, "jaxmargin.lab.")
-    assert LAB[path.stem] == {"*"} or used <= LAB[path.stem]
+def test_imports_point_down_only():
+    for path in [*CORE_FILES, *LAB_FILES]:
+        assert not libraries(path) & {"runs", "tests", "benchmarks"}, name_of(path)
+    for path in CORE_FILES:
+        assert "lab" not in rooms(path, "jaxmargin"), name_of(path)
+    for path in RUN_FILES:
+        assert not libraries(path) & {"tests", "benchmarks"}, name_of(path)
 
 
-@every_file
-def test_the_package_knows_nothing_of_runs_and_tests(path):
-    assert not {name.split(".")[0] for name in imports(path)} & {"runs", "tests", "benchmarks"}
+@pytest.mark.parametrize("study", STUDIES)
+def test_studies_know_nothing_of_one_another(study):
+    for path in files_of(f"runs/{study}"):
+        assert rooms(path, "runs") <= {study}, name_of(path)
 
 
-@every_file
-def test_each_heavy_library_has_its_own_file(path):
-    for library in {name.split(".")[0] for name in imports(path)} & set(OWNERS):
-        if not (library == "flax" and path.parent.name == "lab"):
-            assert name_of(path) in OWNERS[library], f"{library} belongs to {sorted(OWNERS[library])}"
+@pytest.mark.parametrize("library", OWNERS)
+def test_each_heavy_library_has_its_own_rooms(library):
+    knowing = [name_of(path) for path in [*CORE_FILES, *LAB_FILES, *RUN_FILES] if library in libraries(path)]
+    assert not [name for name in knowing if not any(f"{name}/".startswith(f"{room}/") for room in OWNERS[library])]
 
 
-@core_file
-def test_the_core_needs_only_the_installed_libraries_and_has_no_effects(path):
-    used = {name.split(".")[0] for name in imports(path)}
-    assert used <= CORE_LIBRARIES
-    assert not used & EFFECTS
+def test_the_core_needs_only_the_installed_libraries_and_has_no_effects():
+    for path in CORE_FILES:
+        assert libraries(path) <= CORE_LIBRARIES, name_of(path)
+        assert not libraries(path) & EFFECTS, name_of(path)
 
 
-@pytest.mark.parametrize("path", [*ALL_FILES, *RUN_FILES], ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_only_public_interfaces_are_used(path):
-    for name in imports(path):
-        assert not any(part.startswith("_") for part in name.split(".") if part != "__version__"), name
-    chains = {ast.unparse(node) for node in ast.walk(tree_of(path)) if isinstance(node, ast.Attribute)}
-    libraries = ("jax.", "jnp.", "flax.", "nn.", "nnx.", "optax.", "np.", "tfds.", "ocp.", "plt.")
-    private = {chain for chain in chains if chain.startswith(libraries) and any(p[:1] == "_" for p in chain.split("."))}
-    assert not private
+def test_only_public_interfaces_are_used():
+    others = ("jax.", "jnp.", "flax.", "nn.", "nnx.", "optax.", "np.", "tfds.", "ocp.", "plt.")
+    allowed = {"__version__", "__main__"}
+
+    def private(name):
+        return [part for part in name.split(".") if part[:1] == "_" and part not in allowed]
+
+    for path in [*CORE_FILES, *LAB_FILES, *RUN_FILES, *files_of("benchmarks")]:
+        reached = [chain for chain in chains(path) if chain.startswith(others)]
+        assert not [name for name in [*imports(path), *reached] if private(name)], name_of(path)
 
 
-@core_file
-def test_the_core_neither_prints_nor_opens_files(path):
-    calls = [node.func for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
-    assert not {call.id for call in calls if isinstance(call, ast.Name)} & {"print", "open", "input", "exec", "eval"}
+def test_the_core_neither_prints_nor_opens_files_nor_keeps_state():
+    for path in CORE_FILES:
+        nodes = list(ast.walk(tree_of(path)))
+        called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+        assert not called & {"print", "open", "input", "exec", "eval"}, name_of(path)
+        assert not [node for node in nodes if isinstance(node, ast.Global)], name_of(path)
+        assert not [chain for chain in chains(path) if chain.startswith("jax.config")], name_of(path)
 
 
-@core_file
-def test_the_core_keeps_no_state_between_calls(path):
-    assert not [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Global)]
-
-
-@core_file
-def test_the_core_changes_no_global_setting_of_jax(path):
-    chains = {ast.unparse(node) for node in ast.walk(tree_of(path)) if isinstance(node, ast.Attribute)}
-    assert not {chain for chain in chains if chain.startswith("jax.config")}
+def test_no_module_bears_the_name_of_a_function_that_its_package_shows():
+    for package in [path for path in [*CORE_FILES, ROOT / "jaxmargin/__init__.py"] if path.stem == "__init__"]:
+        modules = {path.stem for path in package.parent.iterdir()}
+        shown = importlib.import_module(name_of(package).replace("/", "."))
+        functions = [name for name in shown.__all__ if inspect.isfunction(getattr(shown, name))]
+        assert not modules & {*functions}, name_of(package)
 
 
 def test_importing_the_package_loads_no_heavy_library():

@@ -13,10 +13,14 @@ import optax
 import pytest
 
 from jaxmargin import models, objectives
-from jaxmargin.lab import robust_report, robust_tables, tracking
-from jaxmargin.lab.data import load
-from jaxmargin.lab.robust_cell import ENSEMBLE, RobustCell, kind_of
-from runs import mma, mma_presets, results
+from jaxmargin.lab import files
+from jaxmargin.lab.data.loading import load
+from runs.mma import __main__ as mma
+from runs.mma import presets as mma_presets
+from runs.mma import publish as robust_report
+from runs.mma import tables as robust_tables
+from runs.mma.cell import ENSEMBLE, RobustCell, kind_of
+from runs.results import __main__ as results
 
 TINY = [
     *("--steps", "20", "--attack-steps", "3", "--attack-points", "40", "--worst-case-steps", "5"),
@@ -54,7 +58,7 @@ def test_every_method_has_its_row_and_its_card(straight):
     rows = (straight / "table.md").read_text().strip().splitlines()[2:]
     assert [row.split("|")[1].strip() for row in rows] == ["pgd-0.25", "pgd-0.5", "pgd-ens", "mma-1"]
     for path in (straight / "cards").glob("*.json"):
-        card = tracking.read_json(path)
+        card = files.read_json(path)
         robust = card["robust_accuracy"]
         assert robust == sorted(robust, reverse=True) and robust[0] <= 1
         np.testing.assert_allclose(card["average_robust_accuracy"], np.mean(robust))
@@ -64,7 +68,7 @@ def test_every_method_has_its_row_and_its_card(straight):
 
 
 def test_the_points_agree_with_the_card(straight):
-    card = tracking.read_json(straight / "cards" / "digits-l2-mma-1-seed0.json")
+    card = files.read_json(straight / "cards" / "digits-l2-mma-1-seed0.json")
     with np.load(straight / "cards" / "digits-l2-mma-1-seed0.npz") as arrays:
         assert arrays["distance"].shape == (4, 40) and arrays["moments"].tolist() == [0.1, 0.4, 0.7, 1.0]
         np.testing.assert_allclose(card["average_distance"], arrays["distance"][-1].mean(), rtol=1e-6)
@@ -84,7 +88,7 @@ def test_the_report_has_all_the_figures_and_both_papers_in_one_table(straight):
 
 
 def test_a_cut_run_ends_with_the_same_bytes(straight, unpublished, tmp_path, monkeypatch, capsys):
-    append, calls = tracking.append_record, []
+    append, calls = files.append_record, []
 
     def cut(path, record):
         calls.append(record)
@@ -92,7 +96,7 @@ def test_a_cut_run_ends_with_the_same_bytes(straight, unpublished, tmp_path, mon
             raise KeyboardInterrupt
         append(path, record)
 
-    monkeypatch.setattr(tracking, "append_record", cut)
+    monkeypatch.setattr(files, "append_record", cut)
     arguments = [*TINY, "--methods", "mma-1", "--workdir", str(tmp_path)]
     assert [mma.main(arguments) for _ in range(3)] == [130, 130, 0]
     assert "the same command continues" in capsys.readouterr().err
@@ -113,7 +117,7 @@ def test_an_ensemble_votes_over_its_members(straight):
     xs = digits.test.images.reshape(360, -1) / 16.0
     votes = [jax.nn.softmax(xs @ m["Dense_0/kernel"] + m["Dense_0/bias"]) for m in members]
     accuracy = np.mean(np.argmax(sum(votes), 1) == digits.test.labels)
-    card = tracking.read_json(straight / "cards" / f"digits-l2-{ENSEMBLE}-seed0.json")
+    card = files.read_json(straight / "cards" / f"digits-l2-{ENSEMBLE}-seed0.json")
     np.testing.assert_allclose(card["clean_accuracy"], accuracy, atol=1e-6)
     assert card["members"] == ["pgd-0.5", "pgd-0.25"] and card["average_certified"] is None
 
@@ -121,8 +125,8 @@ def test_an_ensemble_votes_over_its_members(straight):
 def test_an_ensemble_of_others_is_another_one(straight, unpublished, tmp_path):
     workdir = shutil.copytree(straight, tmp_path / "study")
     assert mma.main([*TINY, "--methods", "pgd-0.5", "pgd-ens", "--workdir", str(workdir)]) == 0
-    card = tracking.read_json(workdir / "cards" / f"digits-l2-{ENSEMBLE}-seed0.json")
-    single = tracking.read_json(workdir / "cards" / "digits-l2-pgd-0.5-seed0.json")
+    card = files.read_json(workdir / "cards" / f"digits-l2-{ENSEMBLE}-seed0.json")
+    single = files.read_json(workdir / "cards" / "digits-l2-pgd-0.5-seed0.json")
     assert card["members"] == ["pgd-0.5"]
     np.testing.assert_allclose(card["clean_accuracy"], single["clean_accuracy"])
 
@@ -148,7 +152,7 @@ def test_results_take_a_study_over_and_refuse_another_configuration(straight, tm
         assert (tmp_path / "results" / picture).read_bytes().startswith(b"\x89PNG")
     other = shutil.copytree(straight, tmp_path / straight.name)
     path = next((other / "cards").glob("*mma-1*.json"))
-    tracking.write_json(path.with_name("mma-6.json"), tracking.read_json(path) | {"steps": 30, "method": "mma-6"})
+    files.write_json(path.with_name("mma-6.json"), files.read_json(path) | {"steps": 30, "method": "mma-6"})
     assert results.main([str(other), "--results", str(tmp_path / "results")]) == 2
     assert "has another steps than in" in capsys.readouterr().err
 
@@ -281,7 +285,7 @@ def test_without_mma_there_is_nothing_to_gain():
 
 
 def test_seeds_share_a_row(straight):
-    card = tracking.read_json(straight / "cards" / "digits-l2-mma-1-seed0.json")
+    card = files.read_json(straight / "cards" / "digits-l2-mma-1-seed0.json")
     other = card | {"seed": 1, "clean_accuracy": card["clean_accuracy"] - 0.02, "average_distance": None}
     other |= {"distance_quartiles": [0.0, 1.0, None], "not_found": 40}
     (alone,), (row,) = robust_tables.table([card]), robust_tables.table([card, other])

@@ -6,8 +6,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
 from numpy.testing import assert_allclose, assert_array_equal
 
-from jaxmargin.lab import mma_plots, plots
-from jaxmargin.lab.one_dimension import OneDimension
+from jaxmargin.lab.figures import plots
+from runs.mma import figures
+from runs.mma.toy_classifier import OneDimension
 
 RNG = np.random.default_rng(0)
 FIRST, SECOND = np.linspace(-1.0, 2.0, 7), np.linspace(-1.0, 1.0, 5)
@@ -28,8 +29,8 @@ RESULT = OneDimension(
 )
 # Each figure of a dict with a valid entry of it.
 DRAW = {
-    "distances": (mma_plots.margin_spread, SPREAD),
-    "grids": (mma_plots.landscapes, PLANE),
+    "distances": (figures.margin_spread, SPREAD),
+    "grids": (figures.landscapes, PLANE),
 }
 
 
@@ -75,7 +76,7 @@ def test_every_figure_draws_and_names_its_empty_argument(argument):
 
 
 def test_every_figure_is_tested():
-    assert {draw.__name__ for draw, _ in DRAW.values()} | {"one_dimension"} == set(mma_plots.__all__)
+    assert {draw.__name__ for draw, _ in DRAW.values()} | {"one_dimension"} == set(figures.__all__)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 5, 7])
@@ -116,7 +117,7 @@ def test_panels_stand_in_rows_on_common_axes_labelled_at_the_outside(argument, s
 def test_a_method_has_one_colour_in_all_panels_and_in_the_legend():
     spread = {"step 1": SPREAD, "step 2": dict(reversed(SPREAD.items())), "step 3": {"pgd-1": SPREAD["pgd-1"]}}
     epsilons = {"pgd-1": 1.0, "mma-2": 2.0}
-    figure = mma_plots.margin_spread(spread, title="t", epsilons=epsilons)
+    figure = figures.margin_spread(spread, title="t", epsilons=epsilons)
     colours = {method: handle.get_color() for method, handle in legend(figure).items()}
     assert list(colours) == ["mma-2", "pgd-1", "epsilon or d_max"]
     assert len(set(colours.values())) == 3
@@ -132,17 +133,17 @@ def test_a_method_has_one_colour_in_all_panels_and_in_the_legend():
 
 def test_the_colours_of_many_methods_differ_and_known_names_keep_theirs():
     methods = ("mma-1", "mma-2", "mma-3", "pgd-1", "pgd-2", "std")
-    figure = mma_plots.margin_spread({"step 1": dict.fromkeys(methods, [1.0])}, title="t")
+    figure = figures.margin_spread({"step 1": dict.fromkeys(methods, [1.0])}, title="t")
     colours = {method: handle.get_color() for method, handle in legend(figure).items()}
     assert len(set(colours.values())) == len(methods)
     assert colours["mma-1"] == plots.drawing.LOOKS["mma"].colour
     nine = dict.fromkeys(map(str, range(9)), [1.0])  # more than there are colours: they repeat
-    assert list(legend(mma_plots.margin_spread({"step 1": nine}, title="t"))) == list(nine)
+    assert list(legend(figures.margin_spread({"step 1": nine}, title="t"))) == list(nine)
 
 
 def test_methods_share_their_bins_which_begin_at_zero():
     spread = {"step 1": {"mma-2": [0.5, 3.0]}, "step 2": {"mma-2": [0.7], "pgd-1": [1.0]}}
-    figure = mma_plots.margin_spread(spread, title="t", bins=12)
+    figure = figures.margin_spread(spread, title="t", bins=12)
     edges = [edges for axes in figure.axes for _, edges in outlines(axes).values()]
     assert len(edges) == 3
     for row in edges:
@@ -151,7 +152,7 @@ def test_methods_share_their_bins_which_begin_at_zero():
 
 def test_what_is_not_finite_is_counted_and_stays_in_the_shares():
     spread = {"step 1": {"a": [np.inf, 1.0, 2.0, np.nan], "b": [-np.inf, 1.0]}, "step 2": {"a": [1.0], "b": []}}
-    figure = mma_plots.margin_spread(spread, title="t")
+    figure = figures.margin_spread(spread, title="t")
     assert notes(figure) == ["3 not finite", ""]
     assert [[heights.sum() for heights, _ in outlines(axes).values()] for axes in figure.axes] == [[50, 50], [100, 0]]
     figure.draw_without_rendering()
@@ -159,7 +160,7 @@ def test_what_is_not_finite_is_counted_and_stays_in_the_shares():
 
 def test_the_share_of_zeros_is_written_in_the_colour_of_its_method():
     spread = {"step 1": {"a": [0.0, 1.0, 0.0, 2.0], "b": [1.0, 2.0]}, "step 2": {"a": [1.0], "b": [0.0, -1.0, 1.0]}}
-    figure = mma_plots.margin_spread(spread, title="t")
+    figure = figures.margin_spread(spread, title="t")
     colours = {method: handle.get_color() for method, handle in legend(figure).items()}
     said = [[(text.get_text(), text.get_color()) for text in axes.texts] for axes in figure.axes]
     assert said == [[("50% at 0", colours["a"])], [("33% at 0", colours["b"])]]
@@ -169,7 +170,7 @@ def test_the_share_of_zeros_is_written_in_the_colour_of_its_method():
 
 
 def test_methods_with_one_epsilon_take_turns_along_it():
-    figure = mma_plots.margin_spread({"step 1": SPREAD}, title="t", epsilons={"mma-2": 2.0, "pgd-1": 2.0})
+    figure = figures.margin_spread({"step 1": SPREAD}, title="t", epsilons={"mma-2": 2.0, "pgd-1": 2.0})
     (first, ons), (second, same) = (line._unscaled_dash_pattern for line in figure.axes[0].get_lines())
     assert_allclose(ons, same)
     assert_allclose((first - second) % sum(ons), sum(ons) / 2)
@@ -179,7 +180,7 @@ def test_methods_with_one_epsilon_take_turns_along_it():
 @pytest.mark.parametrize("values", [[], [np.inf], [0.0, 0.0], [0.7] * 9, [-1.0, 2.0], [1e-9]])
 @pytest.mark.parametrize("bins", [1, 2, 40])
 def test_any_distances_draw(values, bins):
-    figure = mma_plots.margin_spread({"step 1": {"mma-2": values}}, title="t", bins=bins)
+    figure = figures.margin_spread({"step 1": {"mma-2": values}}, title="t", bins=bins)
     figure.draw_without_rendering()
     ((heights, _),) = outlines(figure.axes[0]).values()
     drawn = np.isfinite(values) & (np.array(values) != 0)
@@ -197,7 +198,7 @@ def test_any_distances_draw(values, bins):
 )
 def test_a_spread_that_cannot_be_drawn_is_named(spread, options, match):
     with pytest.raises(ValueError, match=match):
-        mma_plots.margin_spread(spread, title="t", **options)
+        figures.margin_spread(spread, title="t", **options)
 
 
 # landscapes
@@ -211,7 +212,7 @@ def boundaries(axes):
 
 def test_landscapes_have_one_scale_of_colours_centred_at_zero_and_their_bar():
     low = (FIRST, SECOND, 4.0 * PLANE[2], PLANE[3])
-    figure = mma_plots.landscapes({"mma-2": PLANE, "std": low}, title="t")
+    figure = figures.landscapes({"mma-2": PLANE, "std": low}, title="t")
     *row, bar = figure.axes
     fillings = [axes.collections[0] for axes in row]
     assert_array_equal(fillings[0].levels, fillings[1].levels)
@@ -224,7 +225,7 @@ def test_landscapes_have_one_scale_of_colours_centred_at_zero_and_their_bar():
 
 
 def test_landscapes_mark_the_boundary_and_the_point():
-    figure = mma_plots.landscapes({"mma-2": PLANE}, title="t")
+    figure = figures.landscapes({"mma-2": PLANE}, title="t")
     (x, y) = boundaries(figure.axes[0]).T
     inside = np.interp(y, SECOND, 0.5 - 0.1 * SECOND**2)
     assert_allclose(x, inside, atol=0.02)  # the zero of the margin, along the first direction
@@ -236,7 +237,7 @@ def test_landscapes_mark_the_boundary_and_the_point():
 
 @pytest.mark.parametrize("value", [-3.0, 0.0, 2.0, np.nan, np.inf])
 def test_landscapes_without_a_boundary_draw(value):
-    figure = mma_plots.landscapes({"mma-2": (FIRST, SECOND, *2 * [np.full((7, 5), value)])}, title="t")
+    figure = figures.landscapes({"mma-2": (FIRST, SECOND, *2 * [np.full((7, 5), value)])}, title="t")
     figure.draw_without_rendering()
     assert not len(boundaries(figure.axes[0]))
     assert notes(figure)[0] == ("" if np.isfinite(value) else "35 not finite")
@@ -245,7 +246,7 @@ def test_landscapes_without_a_boundary_draw(value):
 def test_landscapes_count_what_is_not_finite():
     values = PLANE[2].copy()
     values[0, :2] = np.nan, np.inf
-    figure = mma_plots.landscapes({"mma-2": (FIRST, SECOND, values, PLANE[3]), "std": PLANE}, title="t")
+    figure = figures.landscapes({"mma-2": (FIRST, SECOND, values, PLANE[3]), "std": PLANE}, title="t")
     figure.draw_without_rendering()
     assert notes(figure)[:2] == ["2 not finite", ""]
 
@@ -262,14 +263,14 @@ def test_landscapes_count_what_is_not_finite():
 )
 def test_landscapes_that_cannot_be_drawn_are_named(grid):
     with pytest.raises(ValueError, match="'broken' has values of shape"):
-        mma_plots.landscapes({"std": PLANE, "broken": grid}, title="t")
+        figures.landscapes({"std": PLANE, "broken": grid}, title="t")
 
 
 # one_dimension
 
 
 def test_one_dimension_draws_the_curves_and_marks_the_boundaries():
-    figure = mma_plots.one_dimension(RESULT, title="t")
+    figure = figures.one_dimension(RESULT, title="t")
     figure.draw_without_rendering()
     left, right = figure.axes
     drawn = lines(left)
@@ -287,7 +288,7 @@ def test_one_dimension_draws_the_curves_and_marks_the_boundaries():
 
 
 def test_one_dimension_draws_the_change_of_the_margin_with_the_boundary_marked():
-    _, right = mma_plots.one_dimension(RESULT, title="t").axes
+    _, right = figures.one_dimension(RESULT, title="t").axes
     drawn = lines(right)
     assert_allclose(drawn["_change"].get_ydata(), RESULT.margins - 1.0)
     assert_allclose(drawn["change to first order"].get_ydata(), RESULT.first_order - 1.0)
@@ -299,13 +300,13 @@ def test_one_dimension_draws_the_change_of_the_margin_with_the_boundary_marked()
 
 def test_one_dimension_names_any_places():
     result = RESULT._replace(places=np.array([0.5]), after=RESULT.after[:1], margins_at=RESULT.margins_at[:1])
-    assert "step at 0.5, before it" in legend(mma_plots.one_dimension(result, title="t"))
+    assert "step at 0.5, before it" in legend(figures.one_dimension(result, title="t"))
 
 
 def test_one_dimension_counts_the_margins_without_end():
     margins = np.where(XS > 1.5, np.inf, RESULT.margins)
     result = RESULT._replace(margins=margins, margins_at=np.array([0.9, 1.2, np.inf]))
-    figure = mma_plots.one_dimension(result, title="t")
+    figure = figures.one_dimension(result, title="t")
     figure.draw_without_rendering()
     assert notes(figure) == ["", "2 not finite"]
 
@@ -313,11 +314,11 @@ def test_one_dimension_counts_the_margins_without_end():
 @pytest.mark.parametrize("field", ["before", "margins", "first_order", "locations", "margins_at", "after"])
 def test_one_dimension_of_unequal_lengths_is_refused(field):
     with pytest.raises(ValueError, match="must agree"):
-        mma_plots.one_dimension(RESULT._replace(**{field: getattr(RESULT, field)[..., :-1]}), title="t")
+        figures.one_dimension(RESULT._replace(**{field: getattr(RESULT, field)[..., :-1]}), title="t")
 
 
 def test_no_global_state():
     before = dict(matplotlib.rcParams)
-    mma_plots.margin_spread({"step 1": SPREAD}, title="t")
-    mma_plots.landscapes({"mma-2": PLANE}, title="t")
+    figures.margin_spread({"step 1": SPREAD}, title="t")
+    figures.landscapes({"mma-2": PLANE}, title="t")
     assert dict(matplotlib.rcParams) == before

@@ -6,7 +6,7 @@ from jax.flatten_util import ravel_pytree
 from numpy.testing import assert_allclose, assert_array_equal
 
 from jaxmargin import losses
-from jaxmargin.lab import one_dimension as under_test
+from runs.mma import toy_classifier as under_test
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,11 @@ from unittest.mock import create_autospec
 
 import pytest
 
-from jaxmargin.lab import publishing, tracking
+from jaxmargin.lab import command_line, files
 from jaxmargin.lab.training import DivergedError
-from runs import command_line, paper, presets
+from runs.paper import __main__ as paper
+from runs.paper import presets
+from runs.paper import publish as publishing
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["--models", "mlp", "--methods", "std", "--epochs", "40", "--num-samples", "64", "--points", "4"]
@@ -60,7 +62,7 @@ def straight(tmp_path_factory):
 
 
 def results(workdir):
-    card = tracking.read_json(workdir / "cards" / f"{NAME}.json")
+    card = files.read_json(workdir / "cards" / f"{NAME}.json")
     card.pop("seconds")
     kept = [f"cells/{NAME}/params.npz", f"cells/{NAME}/metrics.jsonl", f"cards/{NAME}.npz", "metrics.jsonl", "table.md"]
     return [(workdir / path).read_bytes() for path in kept] + [json.dumps(card)]
@@ -72,11 +74,11 @@ def test_killed_in_the_middle_of_training_it_continues_to_the_same_bytes(straigh
     killed = start(tmp_path / "out", cache)
     metrics = tmp_path / "out" / "cells" / NAME / "metrics.jsonl"
     deadline = time.monotonic() + 300
-    while len(tracking.read_records(metrics)) < 12 and time.monotonic() < deadline:
+    while len(files.read_records(metrics)) < 12 and time.monotonic() < deadline:
         time.sleep(0.002)
     os.kill(killed.pid, signal.SIGKILL)
     killed.communicate()
-    assert 12 <= len(tracking.read_records(metrics)) < 40  # it was in the middle
+    assert 12 <= len(files.read_records(metrics)) < 40  # it was in the middle
     resumed = start(tmp_path / "out", cache)
     resumed.communicate(timeout=300)
     assert resumed.returncode == 0
@@ -188,14 +190,14 @@ def test_a_cell_that_diverges_does_not_keep_the_others_from_the_table(tmp_path, 
     def run(cell, images, workdir, published):
         if cell.method == "std":
             raise DivergedError(3, 1)
-        tracking.write_json(workdir / "cards" / f"{cell.name}.json", {"method": cell.method})
+        files.write_json(workdir / "cards" / f"{cell.name}.json", {"method": cell.method})
 
     def publish(workdir):
-        methods = [tracking.read_json(path)["method"] for path in (workdir / "cards").glob("*.json")]
+        methods = [files.read_json(path)["method"] for path in (workdir / "cards").glob("*.json")]
         return publishing.Published(f"a table of {methods}", workdir / "report.html", {}, [], [])
 
     monkeypatch.setattr(paper, "run_cell", create_autospec(paper.run_cell, side_effect=run))
-    monkeypatch.setattr(paper.publishing, "publish", create_autospec(publishing.publish, side_effect=publish))
+    monkeypatch.setattr(publishing, "publish", create_autospec(publishing.publish, side_effect=publish))
     assert paper.main(["--models", "mlp", "--workdir", str(tmp_path), "--methods", "std", "lcr"]) == 1
     said = capsys.readouterr()
     assert "the loss is not finite at step 3" in said.err and "a table of ['lcr']" in said.out
@@ -231,6 +233,6 @@ def test_mnist_runs_from_a_prepared_folder(tmp_path, capsys):
     arguments += ["--methods", "std", "--epochs", "1", "--points", "10", "--attack-points", "100"]
     arguments += ["--attack-steps", "2", "--worst-case-steps", "5", "--nearest-steps", "20"]
     assert paper.main(arguments) == 0
-    card = tracking.read_json(tmp_path / "cards" / "mnist-linear-std-seed0.json")
+    card = files.read_json(tmp_path / "cards" / "mnist-linear-std-seed0.json")
     assert (card["n_train"], card["n_test"]) == (60_000, 10_000) and card["clean_accuracy"] > 0.85
     assert "| linear | std |" in capsys.readouterr().out

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 from numpy.testing import assert_allclose, assert_array_equal
 
-from jaxmargin.lab import drawing, plots
+from jaxmargin.lab.figures import drawing, plots
 
 EPOCHS = [1, 2, 4, 60]
 MINIMUM = [-0.2, 0.0, 0.1, 0.3]

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmargin.lab.tracking import read_json
+from jaxmargin.lab.files import read_json
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()

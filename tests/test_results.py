@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from jaxmargin.lab import tracking
-from jaxmargin.lab.data import Dataset, Split, load
-from jaxmargin.lab.experiments import Cell, run_cell
-from runs import case_study, comparison, presets, results
+from jaxmargin.lab import files
+from jaxmargin.lab.data.loading import Dataset, Split, load
+from runs.case_study import __main__ as case_study
+from runs.paper import presets
+from runs.paper.cell import Cell, run_cell
+from runs.results import __main__ as results
+from runs.results import comparison
 
 CELL = Cell(
     dataset="digits", model="mlp", method="amr", preset="released", seed=0, epochs=2, learning_rate=0.02, batch_size=32,
@@ -29,7 +32,7 @@ def made(tmp_path_factory):
     card = run_cell(CELL, Dataset("digits", train, test, 10, whole.scale), workdir)
     paper = presets.published("mnist", "mlp", "amr") | {"clean_accuracy": card["clean_accuracy"]}
     path = workdir / "cards" / f"{CELL.name}.json"
-    tracking.write_json(path, card | {"dataset": "mnist", "paper": paper, "n_test": 10_000})
+    files.write_json(path, card | {"dataset": "mnist", "paper": paper, "n_test": 10_000})
     return workdir
 
 
@@ -97,7 +100,7 @@ def test_a_case_study_and_a_question_have_their_sections(workdir, tmp_path, caps
     arguments = ["--epochs", "20", "--normalised-epochs", "20", "--front-points", "3", "--workdir", str(study)]
     assert case_study.main(arguments) == 0
     shutil.copytree(workdir, question / "beta-0.001")
-    tracking.write_bytes(question / "ranking.md", b"| variant |\n|---|\n| beta 0.001 |\n")
+    files.write_bytes(question / "ranking.md", b"| variant |\n|---|\n| beta 0.001 |\n")
     capsys.readouterr()
     assert collect(capsys, folder, study, question) == (0, "")
     text = (folder / "README.md").read_text()
@@ -108,11 +111,11 @@ def test_a_case_study_and_a_question_have_their_sections(workdir, tmp_path, caps
     for _, picture in pictures:
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
     assert collect(capsys, folder, study, question) == (0, "")  # the same again
-    result = tracking.read_json(study / "result.json")
+    result = files.read_json(study / "result.json")
     result["methods"]["plain"]["step"] *= 1 + 1e-15  # as another processor rounds
-    tracking.write_json(study / "result.json", result)
+    files.write_json(study / "result.json", result)
     assert collect(capsys, folder, study) == (0, "")
-    tracking.write_json(study / "result.json", tracking.read_json(study / "result.json") | {"classes": [3, 4]})
+    files.write_json(study / "result.json", files.read_json(study / "result.json") | {"classes": [3, 4]})
     code, said = collect(capsys, folder, study)
     assert code == 2 and "the case study has another classes" in said
 
@@ -121,7 +124,7 @@ def test_other_settings_empty_folders_and_equal_names_are_refused(workdir, tmp_p
     folder = tmp_path / "results"
     assert collect(capsys, folder, workdir)[0] == 0
     (card,) = (folder / "paper-mnist" / "cards").glob("*.json")
-    tracking.write_json(card, json.loads(card.read_text()) | {"epochs": 7})
+    files.write_json(card, json.loads(card.read_text()) | {"epochs": 7})
     code, said = collect(capsys, folder, workdir)
     assert code == 2 and "mlp-amr has another epochs" in said and "rename" in said
     code, said = collect(capsys, folder, tmp_path)
@@ -137,12 +140,12 @@ def test_other_settings_empty_folders_and_equal_names_are_refused(workdir, tmp_p
 def test_only_finished_cells_come_along_and_several_seeds_share_a_row(workdir, tmp_path, capsys):
     (card,) = (workdir / "cards").glob("*.json")
     other = card.name.replace("seed0", "seed1")
-    tracking.write_json(card.with_name(other), tracking.read_json(card) | {"seed": 1, "clean_accuracy": 0.5})
+    files.write_json(card.with_name(other), files.read_json(card) | {"seed": 1, "clean_accuracy": 0.5})
     for path in (card.with_suffix(".npz"), workdir / "cells" / card.stem / "metrics.jsonl"):
         place = Path(str(path).replace("seed0", "seed1"))
         place.parent.mkdir(exist_ok=True)
         shutil.copyfile(path, place)
-    tracking.write_bytes(workdir / "cells" / "digits-cnn-std-seed0" / "metrics.jsonl", b"{}\n")  # not finished
+    files.write_bytes(workdir / "cells" / "digits-cnn-std-seed0" / "metrics.jsonl", b"{}\n")  # not finished
     folder = tmp_path / "results"
     assert collect(capsys, folder, workdir)[0] == 0
     assert not (folder / "paper-mnist" / "cells" / "digits-cnn-std-seed0").exists()

@@ -5,8 +5,8 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
-from jaxmargin.lab import svm as under_test
-from jaxmargin.lab.svm import hard_margin_svm, linear_margins, mean_difference, pareto_front
+from runs.case_study import svm as under_test
+from runs.case_study.svm import hard_margin_svm, linear_margins, mean_difference, pareto_front
 
 
 def separable(seed, n, p, share=0.5, gap=0.3):

@@ -6,46 +6,46 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmargin.lab import tracking
+from jaxmargin.lab import files
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tracking.write_json(tmp_path / "card.json", {"a": 1})
-    monkeypatch.setattr(tracking.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    path = files.write_json(tmp_path / "card.json", {"a": 1})
+    monkeypatch.setattr(files.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        tracking.write_json(path, {"a": 2})
-    assert tracking.read_json(path) == {"a": 1}
+        files.write_json(path, {"a": 2})
+    assert files.read_json(path) == {"a": 1}
 
 
 def test_numbers_that_json_cannot_hold_become_null(tmp_path):
     content = {"a": np.float32(1.5), "b": float("inf"), "c": jnp.arange(2), "d": (1, 2)}
-    path = tracking.write_json(tmp_path / "x.json", content)
+    path = files.write_json(tmp_path / "x.json", content)
     assert json.loads(path.read_text()) == {"a": 1.5, "b": None, "c": [0, 1], "d": [1, 2]}
 
 
 def test_equal_arrays_give_equal_bytes(tmp_path):
     arrays = {"x": np.arange(5.0), "y": np.eye(2)}
-    paths = [tracking.write_arrays(tmp_path / name, arrays) for name in ("a.npz", "b.npz")]
+    paths = [files.write_arrays(tmp_path / name, arrays) for name in ("a.npz", "b.npz")]
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
 def test_a_line_cut_off_while_being_written_is_left_out(tmp_path):
     path = tmp_path / "metrics.jsonl"
     for epoch in (1, 2):
-        tracking.append_record(path, {"epoch": epoch})
+        files.append_record(path, {"epoch": epoch})
     with path.open("a") as file:
         file.write('{"epoch": 3, "trai')
-    assert [record["epoch"] for record in tracking.read_records(path)] == [1, 2]
-    assert tracking.read_records(tmp_path / "missing.jsonl") == []
+    assert [record["epoch"] for record in files.read_records(path)] == [1, 2]
+    assert files.read_records(tmp_path / "missing.jsonl") == []
 
 
 def test_versions_name_everything_that_decides_a_number():
-    assert {"jax", "jaxlib", "flax", "optax", "numpy", "python", "jaxmargin"} == set(tracking.versions())
+    assert {"jax", "jaxlib", "flax", "optax", "numpy", "python", "jaxmargin"} == set(files.versions())
 
 
 @pytest.mark.parametrize(("last", "kept", "there"), [(2, [1, 2], True), (3, [1, 2], False), (0, [], False)])
 def test_lines_after_a_checkpoint_are_dropped(tmp_path, last, kept, there):
     path = tmp_path / "metrics.jsonl"
-    tracking.write_records(path, [{"epoch": epoch} for epoch in (1, 2, 5)])
-    assert tracking.cut_records(path, "epoch", last) == there
-    assert [record["epoch"] for record in tracking.read_records(path)] == kept
+    files.write_records(path, [{"epoch": epoch} for epoch in (1, 2, 5)])
+    assert files.cut_records(path, "epoch", last) == there
+    assert [record["epoch"] for record in files.read_records(path)] == kept

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmargin.lab import tracking
-from jaxmargin.lab.evaluation import read_arrays
+from jaxmargin.lab import files
+from jaxmargin.lab.stages import read_arrays
 
 __all__ = ["read_params", "write_params"]
 
@@ -23,7 +23,7 @@ def write_params(path: Path, params: Any) -> Path:
     Returns:
       path.
     """
-    return tracking.write_arrays(path, {name: np.asarray(leaf) for name, leaf in _named(params)})
+    return files.write_arrays(path, {name: np.asarray(leaf) for name, leaf in _named(params)})
 
 
 def read_params(path: Path, like: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from jaxmargin.lab import tracking
+from jaxmargin.lab import files
 from jaxmargin.lab.checkpoints import Checkpoints
 from jaxmargin.lab.training import DivergedError, TrainState, fit
 
@@ -30,7 +30,7 @@ class Stopwatch:
 
     def seconds(self) -> dict[str, float]:
         """The seconds of each stage so far."""
-        return tracking.read_json(self._path) if self._path.exists() else {}
+        return files.read_json(self._path) if self._path.exists() else {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -45,7 +45,7 @@ class Stopwatch:
         finally:
             seconds = self.seconds()
             seconds[name] = round(seconds.get(name, 0.0) + time.monotonic() - start, 3)
-            tracking.write_json(self._path, seconds)
+            files.write_json(self._path, seconds)
 
     def timed(self, name: str, steps: Iterator[Any]) -> Iterator[Any]:
         """The items of an iterator; only the time inside of it counts as the stage's.

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxmargin.attacks import PUBLISHED, minimum_norm, pgd, worst_case
 from jaxmargin.certificates.certificate import certified_margin
-from jaxmargin.lab.evaluation import Arrays, lifted, measure
+from jaxmargin.lab.stages import Arrays, lifted, measure
 from jaxmargin.norms import Norm, l2
 
 __all__ = ["bounds", "broken_as_published", "broken_in_the_worst_case", "pgd_sweep"]

@@ -7,7 +7,7 @@ A training step minimises  mean_i example_loss(logits_fn, key_i, x_i, y_i, given
 >>> objective = mma(d_max=2.0, box=(0.0, 1.0))
 """
 
-from jaxmargin.objectives.adversarial import adversarial, trades
+from jaxmargin.objectives.adversarial_training import adversarial, trades
 from jaxmargin.objectives.max_margin import mma
 from jaxmargin.objectives.objective import Objective
 from jaxmargin.objectives.regularised import amr, lcr, margin_term, standard

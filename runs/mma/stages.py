@@ -13,17 +13,17 @@ import numpy as np
 
 from jaxmargin.attacks import minimum_norm
 from jaxmargin.brackets import contradicts
-from jaxmargin.lab import tracking
-from jaxmargin.lab.data import Dataset, margin_points
-from jaxmargin.lab.evaluation import Arrays, lifted, measure
+from jaxmargin.lab import files
+from jaxmargin.lab.data.loading import Dataset, margin_points
 from jaxmargin.lab.resuming import Stopwatch
-from jaxmargin.lab.robust_cell import NORMS, RobustCell
 from jaxmargin.lab.robustness import BOX, bounds, broken_in_the_worst_case
+from jaxmargin.lab.stages import Arrays, lifted, measure
 from jaxmargin.lab.training import evaluator
 from jaxmargin.lipschitz import lipschitz_margin
 from jaxmargin.losses import logit_margin, soft_logit_margin
 from jaxmargin.margins import Margins
 from jaxmargin.norms import l2
+from runs.mma.cell import NORMS, RobustCell
 
 __all__ = ["MOMENTS", "STAGES", "Evaluation", "mean_distance"]
 
@@ -181,7 +181,7 @@ class Evaluation:
             "average_certified": float(np.mean(arrays["certified"])) if shows_layers else None,
             "average_attacked": float(np.mean(attacked)),
             "contradicted_fraction": float(np.mean(contradicts(estimated, attacked))),
-            "device": tracking.device_name(),
-            "versions": tracking.versions(),
+            "device": files.device_name(),
+            "versions": files.versions(),
             "seconds": self.clock.seconds(),
         }

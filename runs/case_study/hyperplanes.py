@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import jaxmargin as jm
-from jaxmargin.lab.data import Dataset, Split
-from jaxmargin.lab.svm import Direction, Front, hard_margin_svm, linear_margins, mean_difference, pareto_front, spaced
+from jaxmargin.lab.data.loading import Dataset, Split
+from runs.case_study.svm import Direction, Front, hard_margin_svm, linear_margins, mean_difference, pareto_front, spaced
 
 __all__ = [
     "Classifier",

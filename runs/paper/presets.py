@@ -8,7 +8,7 @@ whole table takes minutes on two CPU cores.
 from typing import Any
 
 from jaxmargin import checks
-from jaxmargin.lab.experiments import METHODS, MODELS, Cell
+from runs.paper.cell import METHODS, MODELS, Cell
 
 __all__ = ["DATASETS", "PRESETS", "cell", "published"]
 

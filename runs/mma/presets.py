@@ -8,7 +8,7 @@ with the coefficients that Wu and Yu give for a CNN, their tau of 10 in the text
 from typing import Any
 
 from jaxmargin import checks
-from jaxmargin.lab.robust_cell import ENSEMBLE, NORMS, RobustCell, kind_of
+from runs.mma.cell import ENSEMBLE, NORMS, RobustCell, kind_of
 
 __all__ = ["DATASETS", "cell", "methods", "published"]
 

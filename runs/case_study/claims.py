@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxmargin.lab.case_study import METHODS, Result, Trace
-from jaxmargin.lab.hyperplanes import apart
+from runs.case_study.hyperplanes import apart
+from runs.case_study.study import METHODS, Result, Trace
 
 __all__ = ["claims", "findings", "metrics", "nearest", "table"]
 

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jaxmargin.lab.active_set import NotSeparableError, Program, State, first_state, program_of, solve, tight, weights
+from runs.case_study.active_set import NotSeparableError, Program, State, first_state, program_of, solve, tight, weights
 
 __all__ = [
     "KKT",

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmargin.lab import plots, tracking
-from jaxmargin.lab.evaluation import Arrays, read_arrays
-from jaxmargin.lab.experiments import METHODS, MODELS
-from jaxmargin.lab.reports import Section, csv_table, markdown_table, write_report
+from jaxmargin.lab import files
+from jaxmargin.lab.figures import plots
+from jaxmargin.lab.report.page import Section, csv_table, markdown_table, write_report
+from jaxmargin.lab.stages import Arrays, read_arrays
 from jaxmargin.lab.tables import SPLITS, Card, brackets, costs, curve, flags, numbers, table, trade_off
+from runs.paper.cell import METHODS, MODELS
 
 __all__ = ["Published", "publish"]
 
@@ -81,9 +82,9 @@ def publish(workdir: Path) -> Published:
     cells = _read(workdir)
     cards = [cell.card for cell in cells]
     shown = markdown_table(table(cards))
-    tracking.write_bytes(workdir / "table.md", (shown + "\n").encode())
-    tracking.write_bytes(workdir / "table.csv", csv_table(numbers(cards)).encode())
-    tracking.write_records(workdir / "metrics.jsonl", [record for cell in cells for record in cell.records])
+    files.write_bytes(workdir / "table.md", (shown + "\n").encode())
+    files.write_bytes(workdir / "table.csv", csv_table(numbers(cards)).encode())
+    files.write_records(workdir / "metrics.jsonl", [record for cell in cells for record in cell.records])
     figures = _figures(cells, workdir / "figures")
     title = f"Minimum and average margin on {cards[0]['dataset']}"
     report = write_report(
@@ -95,8 +96,8 @@ def publish(workdir: Path) -> Published:
 def _read(workdir: Path) -> list[_Cell]:
     cells = []
     for path in (workdir / "cards").glob("*.json"):
-        records = tracking.read_records(workdir / "cells" / path.stem / "metrics.jsonl")
-        cells.append(_Cell(tracking.read_json(path), records, read_arrays(path.with_suffix(".npz"))))
+        records = files.read_records(workdir / "cells" / path.stem / "metrics.jsonl")
+        cells.append(_Cell(files.read_json(path), records, read_arrays(path.with_suffix(".npz"))))
     if not cells:
         raise FileNotFoundError(f"{workdir}/cards holds no finished cell: run one first")
     cells.sort(key=lambda cell: _place(cell.card))

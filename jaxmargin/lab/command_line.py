@@ -14,7 +14,7 @@ import tyro
 from filelock import FileLock, Timeout
 
 from jaxmargin import checks
-from jaxmargin.lab import tracking
+from jaxmargin.lab import files
 from jaxmargin.lab.training import DivergedError
 
 __all__ = ["SETTINGS", "check_sizes", "claimed", "exit_code", "parse", "run_each", "stopped"]
@@ -155,7 +155,7 @@ def claimed(workdir: Path, settings: dict[str, Any]) -> Iterator[None]:
     with _alone(workdir):
         path = workdir / SETTINGS
         try:
-            before = tracking.read_json(path) if path.exists() else {}
+            before = files.read_json(path) if path.exists() else {}
         except (OSError, ValueError) as error:
             raise _unusable(workdir, error) from None
         if changes := sorted(set(_changes(settings, before))):
@@ -163,7 +163,7 @@ def claimed(workdir: Path, settings: dict[str, Any]) -> Iterator[None]:
                 f"workdir={str(workdir)!r} holds a run with other settings: {', '.join(changes)}; repeat its options or"
                 " pass another --workdir"
             )
-        tracking.write_json(path, settings)
+        files.write_json(path, settings)
         yield
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxmargin.lab.hyperplanes import (
+from runs.case_study.hyperplanes import (
     Classifier,
     Task,
     at,
@@ -24,7 +24,7 @@ from jaxmargin.lab.hyperplanes import (
     scikit_learn_distance,
     signed_rows,
 )
-from jaxmargin.lab.svm import Front
+from runs.case_study.svm import Front
 
 __all__ = ["METHODS", "Method", "Result", "Trace", "default_step", "descend", "run"]
 

@@ -14,11 +14,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from jaxmargin.lab import tracking
-from jaxmargin.lab.experiments import Cell
-from jaxmargin.lab.reports import markdown_table
-from jaxmargin.lab.robust_cell import RobustCell
-from runs import command_line, comparison
+from jaxmargin.lab import command_line, files
+from jaxmargin.lab.report.page import markdown_table
+from runs.mma.cell import RobustCell
+from runs.paper.cell import Cell
+from runs.results import comparison
 
 __all__ = ["Options", "main"]
 
@@ -32,11 +32,11 @@ KEPT = (
 
 @dataclass(frozen=True)
 class Options:
-    """Takes over what is finished in workdirs of runs.paper, case_study, questions and mma, beside the papers."""
+    """Takes over what is finished in workdirs of runs.paper, case_study, ablations and mma, beside the papers."""
 
     workdirs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Workdirs; none writes the README anew from what is there."""
-    results: str = str(Path(__file__).with_name("results"))
+    results: str = str(Path(__file__).parent)
     """The results folder."""
 
 
@@ -61,7 +61,7 @@ def run(options: Options) -> None:
         raise ValueError(f"results={str(results)!r} holds no results: pass a finished workdir")
     sections = [comparison.section(folder) for folder in folders]
     contents = markdown_table([comparison.summary(folder) for folder in folders]) + "\n"
-    print(tracking.write_bytes(results / "README.md", "\n".join([INTRODUCTION, contents, *sections]).encode()))
+    print(files.write_bytes(results / "README.md", "\n".join([INTRODUCTION, contents, *sections]).encode()))
 
 
 def check(workdir: Path, folder: Path) -> None:
@@ -69,7 +69,7 @@ def check(workdir: Path, folder: Path) -> None:
     if comparison.kind(workdir) is None:
         raise ValueError(
             f"workdirs={str(workdir)!r} holds no finished result: pass a workdir of runs.paper, runs.case_study,"
-            " runs.questions or runs.mma"
+            " runs.ablations or runs.mma"
         )
     if folder.exists() and folder.samefile(workdir):
         raise ValueError(f"workdirs={str(workdir)!r} is in the results already: pass none to write their README anew")
@@ -90,7 +90,7 @@ def settings(folder: Path) -> dict[str, dict[str, list[Any]]]:
     """
     found: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
     for path in folder.glob("**/cards/*.json"):
-        card, place = tracking.read_json(path), path.parent.parent.relative_to(folder).as_posix()
+        card, place = files.read_json(path), path.parent.parent.relative_to(folder).as_posix()
         study = "norm" in card
         name = f"{place}: {'the study' if study else card['model'] + '-' + card['method']}"
         free = {"seed", "method"} if study else {"seed"} if place == "." else set()
@@ -99,7 +99,7 @@ def settings(folder: Path) -> dict[str, dict[str, list[Any]]]:
             if field.name not in free and card.get(field.name) not in values:
                 values.append(card.get(field.name))
     if (folder / "result.json").exists():
-        card = tracking.read_json(folder / "result.json")
+        card = files.read_json(folder / "result.json")
         epochs = {name: method["epochs"] for name, method in card["methods"].items()}
         found["the case study"] = {"dataset": [card["dataset"]], "classes": [card["classes"]], "epochs": [epochs]}
     return found
@@ -111,7 +111,7 @@ def take_over(workdir: Path, folder: Path) -> None:
     for pattern in KEPT:
         for path in workdir.glob(pattern):
             if pattern != "cells/*/metrics.jsonl" or path.parent.name in finished:
-                tracking.write_bytes(folder / path.relative_to(workdir), path.read_bytes())
+                files.write_bytes(folder / path.relative_to(workdir), path.read_bytes())
 
 
 INTRODUCTION = f"""# Measured

@@ -17,7 +17,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from jaxmargin.brackets import contradicts
-from jaxmargin.lab import drawing, tracking
+from jaxmargin.lab import files
+from jaxmargin.lab.figures import drawing
 
 __all__ = [
     "average_margin_by_method",
@@ -320,4 +321,4 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     image = io.BytesIO()
     metadata = {"Software": None}  # else the version of matplotlib
     figure.savefig(image, format="png", dpi=drawing.DOTS_PER_INCH, facecolor=drawing.PAPER, metadata=metadata)
-    return tracking.write_bytes(path, image.getvalue())
+    return files.write_bytes(path, image.getvalue())

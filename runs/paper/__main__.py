@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxmargin import checks
-from jaxmargin.lab import data, publishing, tracking
+from jaxmargin.lab import command_line, data, files
 from jaxmargin.lab.compilation import keep_compiled
-from jaxmargin.lab.experiments import METHODS, MODELS, Cell, run_cell
-from runs import command_line, presets
+from runs.paper import presets, publish
+from runs.paper.cell import METHODS, MODELS, Cell, run_cell
 
 __all__ = ["Options", "main"]
 
@@ -80,7 +80,7 @@ def run(options: Options) -> None:
         run_cell(cell, images, workdir, presets.published(cell.dataset, cell.model, cell.method))
 
     with command_line.claimed(workdir, settings(options)):
-        command_line.run_each(cells, run_one, describe=describe, publish=publishing.publish, workdir=workdir)
+        command_line.run_each(cells, run_one, describe=describe, publish=publish.publish, workdir=workdir)
 
 
 def check(options: Options) -> list[Cell]:
@@ -102,7 +102,7 @@ def check(options: Options) -> list[Cell]:
 def settings(options: Options) -> dict[str, Any]:
     """The settings of all the cells a workdir may hold, run or not and of any seed, in JSON's own types."""
     cells = {"-".join(name): asdict(_cell(options, *name)) for name in itertools.product(MODELS, METHODS)}
-    return tracking.plain({name: {k: v for k, v in cell.items() if k != "seed"} for name, cell in cells.items()})
+    return files.plain({name: {k: v for k, v in cell.items() if k != "seed"} for name, cell in cells.items()})
 
 
 def describe(cell: Cell) -> str:

@@ -215,7 +215,7 @@ def _prepare(name: str, root: Path, download: bool) -> _Prepared:
     remedy = f"pass data_dir (--data-dir DIR, or set TFDS_DATA_DIR), a folder that holds {name} prepared by TFDS"
     if not download:
         raise FileNotFoundError(f"{missing}: pass download=True, or {remedy}")
-    from jaxmargin.lab import builders
+    from jaxmargin.lab.data import builders
 
     try:
         builders.prepare(name, root)

@@ -17,12 +17,12 @@ import optax
 from jaxmargin import checks, health, models, objectives
 from jaxmargin.batching.measurement import Measurement
 from jaxmargin.brackets import contradicts
-from jaxmargin.lab import tracking
-from jaxmargin.lab.data import Dataset, Split, margin_points, spread_points
-from jaxmargin.lab.evaluation import Arrays, lifted, measure, read_arrays
+from jaxmargin.lab import files
+from jaxmargin.lab.data.loading import Dataset, Split, margin_points, spread_points
 from jaxmargin.lab.parameters import write_params
 from jaxmargin.lab.resuming import Stopwatch, train
 from jaxmargin.lab.robustness import bounds, broken_as_published, broken_in_the_worst_case
+from jaxmargin.lab.stages import Arrays, lifted, measure, read_arrays
 from jaxmargin.lab.training import TrainState, evaluator, init_state, train_epoch
 from jaxmargin.lipschitz import lipschitz_margin
 from jaxmargin.lipschitz.sampling import default_chunk_size
@@ -146,16 +146,16 @@ def run_cell(cell: Cell, data: Dataset, workdir: Path, paper: dict[str, Any] | N
     """
     path = workdir / "cards" / f"{cell.name}.json"
     if path.exists():
-        return tracking.read_json(path)
+        return files.read_json(path)
     cell.check(data)
     run = _Run(cell, data, workdir / "cells" / cell.name)
     params = run.train()
     robust = run.attack(params)
     logits = run.logits(params)
     arrays = run.margins() | run.bounds(params)
-    card = tracking.plain(run.card(robust, logits, arrays, paper))
-    tracking.write_arrays(path.with_suffix(".npz"), arrays)
-    tracking.write_json(path, card)
+    card = files.plain(run.card(robust, logits, arrays, paper))
+    files.write_arrays(path.with_suffix(".npz"), arrays)
+    files.write_json(path, card)
     return card
 
 
@@ -246,7 +246,7 @@ class _Run:
     ) -> dict[str, Any]:
         """The result card."""
         final = {name: self._summary({f: arrays[f"{name}_{f}"][-1] for f in Margins._fields}) for name in self.splits}
-        last = tracking.read_records(self.folder / "metrics.jsonl")[-1]
+        last = files.read_records(self.folder / "metrics.jsonl")[-1]
         estimated, attacked = np.abs(arrays["test_margin"][-1]), arrays["test_attacked"]
         contradicted = contradicts(estimated, attacked)
         right = arrays["test_margin"][-1] > 0
@@ -282,14 +282,14 @@ class _Run:
             "contradicted_fraction": float(np.mean(contradicted)),
             "flags": [flag._asdict() for flag in flags],
             "paper": paper,
-            "device": tracking.device_name(),
-            "versions": tracking.versions(),
+            "device": files.device_name(),
+            "versions": files.versions(),
             "seconds": self.clock.seconds(),
         }
 
     def _resume_metrics(self, done: int, state: TrainState) -> None:
         """Drops what was logged after the checkpoint, and logs its own epoch where the cut came before that."""
-        if not tracking.cut_records(self.folder / "metrics.jsonl", "epoch", done) and done:
+        if not files.cut_records(self.folder / "metrics.jsonl", "epoch", done) and done:
             self._record(done, state)
 
     def _record(self, epoch: int, state: TrainState) -> None:
@@ -310,7 +310,7 @@ class _Run:
                     label = f"{name} margins at epoch {epoch}"
                     found = self._measure(self.measurement, params, self.key_margin, points, path, label)
                     record |= {f"{name}_{field}": value for field, value in self._summary(found).items()}
-        tracking.append_record(self.folder / "metrics.jsonl", record)
+        files.append_record(self.folder / "metrics.jsonl", record)
 
     def _measure(
         self, run: Measurement, params: Any, key: jax.Array, split: Split, name: str | None, label: str

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxmargin.batching.measurement import Measurement, over_batch
-from jaxmargin.lab.tracking import write_arrays
+from jaxmargin.lab.files import write_arrays
 
 __all__ = ["lifted", "measure", "read_arrays"]
 

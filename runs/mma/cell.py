@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmargin import checks, models, objectives
-from jaxmargin.lab.data import Dataset
+from jaxmargin.lab.data.loading import Dataset
 from jaxmargin.lab.robustness import BOX
 from jaxmargin.lipschitz.sampling import default_chunk_size
 from jaxmargin.models import Model

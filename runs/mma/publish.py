@@ -5,11 +5,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmargin.lab import mma_plots, one_dimension, plots, robust_tables, tracking
-from jaxmargin.lab.evaluation import Arrays, read_arrays
-from jaxmargin.lab.reports import Section, csv_table, markdown_table, write_report
-from jaxmargin.lab.robust_cell import kind_of
+from jaxmargin.lab import files
+from jaxmargin.lab.figures import plots
+from jaxmargin.lab.report.page import Section, csv_table, markdown_table, write_report
+from jaxmargin.lab.stages import Arrays, read_arrays
 from jaxmargin.lab.tables import Card, brackets, numbers
+from runs.mma import figures, tables, toy_classifier
+from runs.mma.cell import kind_of
 
 __all__ = ["Study", "publish_study"]
 
@@ -61,7 +63,7 @@ class Study(NamedTuple):
       report: the path of report.html.
       figures: by kind ("robust", "spread", "line", "landscape"), the path and caption of each.
       cards: the result cards, in the table's order.
-      gains: rows of the largest mma against each other method, see ``robust_tables.gains``.
+      gains: rows of the largest mma against each other method, see ``tables.gains``.
     """
 
     table: str
@@ -91,14 +93,14 @@ def publish_study(workdir: Path) -> Study:
     paths = list((workdir / "cards").glob("*.json"))
     if not paths:
         raise FileNotFoundError(f"{workdir}/cards holds no finished cell: run one first")
-    cells = [_Cell(tracking.read_json(path), read_arrays(path.with_suffix(".npz"))) for path in paths]
-    cells.sort(key=lambda cell: robust_tables.place(cell.card))
+    cells = [_Cell(files.read_json(path), read_arrays(path.with_suffix(".npz"))) for path in paths]
+    cells.sort(key=lambda cell: tables.place(cell.card))
     cards = [cell.card for cell in cells]
-    shown = markdown_table(robust_tables.table(cards))
-    tracking.write_bytes(workdir / "table.md", (shown + "\n").encode())
-    tracking.write_bytes(workdir / "table.csv", csv_table(numbers(cards)).encode())
+    shown = markdown_table(tables.table(cards))
+    files.write_bytes(workdir / "table.md", (shown + "\n").encode())
+    files.write_bytes(workdir / "table.csv", csv_table(numbers(cards)).encode())
     title = f"Margins under every training on {cards[0]['dataset']}, {cards[0]['norm']}"
-    gains = robust_tables.gains(cards, [cell.arrays for cell in cells])
+    gains = tables.gains(cards, [cell.arrays for cell in cells])
     figures = _figures(cells, workdir / "figures")
     report = write_report(
         workdir / "report.html", title=title, introduction=_INTRODUCTION, sections=_sections(cards, gains, figures)
@@ -116,11 +118,11 @@ def _figures(cells: list[_Cell], folder: Path) -> dict[str, tuple[Path, str]]:
         method: ([0.0, *cell.card["epsilons"]], [cell.card["clean_accuracy"], *cell.card["robust_accuracy"]])
         for method, cell in first.items()
     }
-    line = one_dimension.measure(one_dimension.loss, one_dimension.classifier())
+    line = toy_classifier.measure(toy_classifier.loss, toy_classifier.classifier())
     drawn = {
         "robust": (plots.robust_accuracy_curves(robust, title=name), "Accuracy in the worst case; 0 is clean."),
         "spread": (_spread(_shown(first), name), "Distances of the test images while training."),
-        "line": (mma_plots.one_dimension(line, title="Where to lower the loss"), "A point on a line and its margin."),
+        "line": (figures.one_dimension(line, title="Where to lower the loss"), "A point on a line and its margin."),
     }
     if planes := {method: cell for method, cell in _shown(first).items() if "plane_margin" in cell.arrays}:
         drawn["landscape"] = (_landscapes(planes, name), "The loss around the first test image that each gets right.")
@@ -129,11 +131,11 @@ def _figures(cells: list[_Cell], folder: Path) -> dict[str, tuple[Path, str]]:
 
 def _sections(cards: list[Card], gains: list[dict[str, str]], figures: dict[str, tuple[Path, str]]) -> list[Section]:
     return [
-        Section("Table", _TABLE, robust_tables.table(cards)),
+        Section("Table", _TABLE, tables.table(cards)),
         *([Section("Image by image", _GAINS, gains)] if gains else []),
         Section("Both papers on one network", _BOTH, brackets(cards)),
         *(Section(*_ABOUT[kind], None, (figure,)) for kind, figure in figures.items()),
-        Section("How these numbers were made", _settings(cards), robust_tables.costs(cards)),
+        Section("How these numbers were made", _settings(cards), tables.costs(cards)),
     ]
 
 
@@ -150,13 +152,13 @@ def _spread(cells: dict[str, _Cell], title: str) -> Any:
             distances.setdefault(f"{share:.0%} of training", {})[method] = values
     sizes = {method: kind_of(method)[1] for method in cells}
     epsilons = {method: size for method, size in sizes.items() if np.isfinite(size)}
-    return mma_plots.margin_spread(distances, title=title, epsilons=epsilons)
+    return figures.margin_spread(distances, title=title, epsilons=epsilons)
 
 
 def _landscapes(cells: dict[str, _Cell], title: str) -> Any:
     names = ("plane_ends", "plane_ends", "plane_loss", "plane_margin")
     grids: Any = {method: tuple(cell.arrays[name] for name in names) for method, cell in cells.items()}
-    return mma_plots.landscapes(grids, title=title)
+    return figures.landscapes(grids, title=title)
 
 
 def _settings(cards: list[Card]) -> str:

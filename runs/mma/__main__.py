@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from jaxmargin import checks
-from jaxmargin.lab import data, tracking
+from jaxmargin.lab import command_line, data, files
 from jaxmargin.lab.compilation import keep_compiled
-from jaxmargin.lab.robust_cell import ENSEMBLE, NETWORKS, RobustCell, kind_of
-from jaxmargin.lab.robust_report import publish_study
-from jaxmargin.lab.robust_training import run_ensemble, run_robust_cell
-from runs import command_line, mma_presets
+from runs.mma import presets
+from runs.mma.cell import ENSEMBLE, NETWORKS, RobustCell, kind_of
+from runs.mma.publish import publish_study
+from runs.mma.training import run_ensemble, run_robust_cell
 
 __all__ = ["Options", "main"]
 
@@ -86,7 +86,7 @@ def run(options: Options) -> None:
 
     def run_one(cell: RobustCell) -> None:
         if cell.method != ENSEMBLE:
-            run_robust_cell(cell, images, workdir, mma_presets.published(cell.dataset, cell.norm, cell.method))
+            run_robust_cell(cell, images, workdir, presets.published(cell.dataset, cell.norm, cell.method))
             return
         members = [one for one in cells if kind_of(one.method)[0] == "pgd" and one.seed == cell.seed]
         if missing := [one.method for one in members if not (workdir / "cards" / f"{one.name}.json").exists()]:
@@ -105,7 +105,7 @@ def describe(cell: RobustCell) -> str:
 
 def check(options: Options) -> list[RobustCell]:
     """The cells to run, every option checked before any work; an ensemble comes after its members."""
-    chosen = mma_presets.methods(options.dataset, options.norm) if options.methods is None else options.methods
+    chosen = presets.methods(options.dataset, options.norm) if options.methods is None else options.methods
     if not chosen:
         raise ValueError("methods is empty: pass at least one, such as --methods std mma-1")
     kinds = {kind_of(method)[0] for method in chosen}
@@ -124,13 +124,13 @@ def _cell(options: Options, method: str, seed: int) -> RobustCell:
     changes: dict[str, Any] = {name: getattr(options, name) for name in _COUNTS}
     changes |= {name: getattr(options, name) for name in ("model", "learning_rate")}
     changes |= {name: getattr(options, name) or None for name in ("bfloat16", "reference")}
-    return mma_presets.cell(options.dataset, options.norm, method, seed=seed, **changes)
+    return presets.cell(options.dataset, options.norm, method, seed=seed, **changes)
 
 
 def _settings(options: Options) -> dict[str, Any]:
     """The settings that all cells of a workdir share, in JSON's own types."""
     settings = asdict(_cell(options, "std", 0))
-    return tracking.plain({name: value for name, value in settings.items() if name not in ("method", "seed")})
+    return files.plain({name: value for name, value in settings.items() if name not in ("method", "seed")})
 
 
 if __name__ == "__main__":

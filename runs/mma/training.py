@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmargin.adapters import ensemble
-from jaxmargin.lab import tracking
-from jaxmargin.lab.data import Dataset, Split
+from jaxmargin.lab import files
+from jaxmargin.lab.data.loading import Dataset, Split
 from jaxmargin.lab.parameters import read_params, write_params
 from jaxmargin.lab.resuming import Stopwatch, train
-from jaxmargin.lab.robust_cell import RobustCell
-from jaxmargin.lab.robust_evaluation import MOMENTS, STAGES, Evaluation, mean_distance
 from jaxmargin.lab.training import TrainState, evaluator, init_state, train_epoch
 from jaxmargin.objectives.augmentation import crop_and_flip
+from runs.mma.cell import RobustCell
+from runs.mma.stages import MOMENTS, STAGES, Evaluation, mean_distance
 
 __all__ = ["run_ensemble", "run_robust_cell"]
 
@@ -50,7 +50,7 @@ def run_robust_cell(
     """
     path = workdir / "cards" / f"{cell.name}.json"
     if path.exists():
-        return tracking.read_json(path)
+        return files.read_json(path)
     cell.check(data)
     run = _Training(cell, data, workdir / "cells" / cell.name)
     params = run.train()
@@ -74,11 +74,11 @@ def run_ensemble(cell: RobustCell, members: Sequence[RobustCell], data: Dataset,
     """
     path, folder = workdir / "cards" / f"{cell.name}.json", workdir / "cells" / cell.name
     names = [member.method for member in members]
-    if path.exists() and (card := tracking.read_json(path))["members"] == names:
+    if path.exists() and (card := files.read_json(path))["members"] == names:
         return card
-    if (folder / "members.json").exists() and tracking.read_json(folder / "members.json") != names:
+    if (folder / "members.json").exists() and files.read_json(folder / "members.json") != names:
         shutil.rmtree(folder)  # what others voted
-    tracking.write_json(folder / "members.json", names)
+    files.write_json(folder / "members.json", names)
     run = _Training(cell, data, folder)
     like = jax.eval_shape(run.model.init, jax.random.key(0))
     params = [read_params(workdir / "cells" / member.name / "params.npz", like) for member in members]
@@ -90,9 +90,9 @@ _vote = functools.cache(ensemble)
 
 def _write_card(path: Path, evaluation: Evaluation, params: Any, more: dict[str, Any]) -> dict[str, Any]:
     arrays = evaluation.arrays(params)
-    card = tracking.plain(evaluation.card(params, arrays) | more)
-    tracking.write_arrays(path.with_suffix(".npz"), arrays)
-    tracking.write_json(path, card)
+    card = files.plain(evaluation.card(params, arrays) | more)
+    files.write_arrays(path.with_suffix(".npz"), arrays)
+    files.write_json(path, card)
     return card
 
 
@@ -138,7 +138,7 @@ class _Training:
 
     def _resume(self, done: int, state: TrainState) -> None:
         """Drops what was logged after the checkpoint, and logs what is due at it where the cut came before that."""
-        logged = tracking.cut_records(self.folder / "metrics.jsonl", "step", done * self.cell.chunk)
+        logged = files.cut_records(self.folder / "metrics.jsonl", "step", done * self.cell.chunk)
         if done and not logged:
             self._record(done, state)
 
@@ -156,4 +156,4 @@ class _Training:
         if call in self.moments:
             distance = self.evaluation(self.model.apply).distances(state.params, self.moments[call])
             line["average_distance"] = mean_distance(distance)
-        tracking.append_record(self.folder / "metrics.jsonl", line)
+        files.append_record(self.folder / "metrics.jsonl", line)

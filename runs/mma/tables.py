@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxmargin.lab.evaluation import Arrays
-from jaxmargin.lab.robust_cell import ENSEMBLE, kind_of
+from jaxmargin.lab.stages import Arrays
 from jaxmargin.lab.tables import Card, beside, seeds_share
+from runs.mma.cell import ENSEMBLE, kind_of
 
 __all__ = ["costs", "gains", "place", "table"]
 

@@ -16,12 +16,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxmargin import checks
-from jaxmargin.lab import case_study as study
-from jaxmargin.lab import data, findings, hyperplanes, plots, reports, tracking
+from jaxmargin.lab import command_line, data, files
 from jaxmargin.lab.compilation import keep_compiled
-from jaxmargin.lab.reports import Section
-from jaxmargin.lab.svm import NotSeparableError
-from runs import command_line
+from jaxmargin.lab.figures import plots
+from jaxmargin.lab.report import page
+from jaxmargin.lab.report.page import Section
+from runs.case_study import claims, hyperplanes, study
+from runs.case_study.svm import NotSeparableError
 
 __all__ = ["Options", "main"]
 
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NotSeparableError as error:
         return command_line.stopped(f"classes={options.classes[0]} {options.classes[1]}: {error}", 2)
     place = write_all(options, result, workdir, start)
-    print(f"{reports.markdown_table(findings.table(result))}\nreport: {place}")
+    print(f"{page.markdown_table(claims.table(result))}\nreport: {place}")
     return 0
 
 
@@ -108,7 +109,7 @@ def check(options: Options) -> Path:
             checks.positive(name, value)
     workdir = Path(options.workdir or f"out/case-study-{options.dataset}")
     try:
-        tracking.write_bytes(workdir / ".writable", b"").unlink()
+        files.write_bytes(workdir / ".writable", b"").unlink()
     except OSError as error:
         raise ValueError(f"workdir={str(workdir)!r} cannot be written ({error.strerror}): pass another") from None
     return workdir
@@ -116,20 +117,20 @@ def check(options: Options) -> Path:
 
 def write_all(options: Options, result: study.Result, workdir: Path, start: float) -> Path:
     """Writes every file of the study and returns the report's path."""
-    rows, name = findings.table(result), f"{options.dataset}, {options.classes[0]} against {options.classes[1]}"
+    rows, name = claims.table(result), f"{options.dataset}, {options.classes[0]} against {options.classes[1]}"
     figures = {
         key: (plots.save(figure, workdir / f"{key}.png"), caption) for key, figure, caption in draw(result, name)
     }
-    tracking.write_bytes(workdir / "table.md", reports.markdown_table(rows).encode())
-    tracking.write_bytes(workdir / "table.csv", reports.csv_table(rows).encode())
-    tracking.write_records(workdir / "metrics.jsonl", findings.metrics(result))
-    tracking.write_arrays(workdir / "margins.npz", arrays(result))
+    files.write_bytes(workdir / "table.md", page.markdown_table(rows).encode())
+    files.write_bytes(workdir / "table.csv", page.csv_table(rows).encode())
+    files.write_records(workdir / "metrics.jsonl", claims.metrics(result))
+    files.write_arrays(workdir / "margins.npz", arrays(result))
     card = result_card(options, result, time.perf_counter() - start)
-    tracking.write_json(workdir / "result.json", card)
-    return reports.write_report(
+    files.write_json(workdir / "result.json", card)
+    return page.write_report(
         workdir / "report.html",
         title=f"Minimum against average margin: {name}",
-        introduction=findings.findings(result),
+        introduction=claims.findings(result),
         sections=sections(result, figures, card),
     )
 
@@ -157,11 +158,11 @@ def result_card(options: Options, result: study.Result, seconds: float) -> dict[
             name: {"epochs": result.marks[name][-1], "step": step, "rule": study.METHODS[name].rule}
             for name, step in result.steps.items()
         },
-        "rows": findings.table(result),
-        "claims": findings.claims(result),
+        "rows": claims.table(result),
+        "claims": claims.claims(result),
         "residuals": result.residuals,
-        "device": tracking.device_name(),
-        "versions": tracking.versions() | {"scikit-learn": metadata.version("scikit-learn")},
+        "device": files.device_name(),
+        "versions": files.versions() | {"scikit-learn": metadata.version("scikit-learn")},
         "seconds": result.seconds | {"total": round(seconds, 3)},
     }
 
@@ -172,7 +173,7 @@ def draw(result: study.Result, name: str) -> Iterator[tuple[str, Figure, str]]:
     epoch = {key: np.arange(1, len(trace.minimum) + 1) for key, trace in traces.items()}
     ends = {key: (float(row.train.min()), float(row.train.mean())) for key, row in rows.items()}
     svms = {labels[key]: ends[key] for key in ("penalised", "free")}
-    best = findings.nearest(result)
+    best = claims.nearest(result)
     curves = {labels[key]: (epoch[key], trace.minimum, trace.average) for key, trace in traces.items()}
     figure = plots.margin_curves(curves, title=f"{name}: margins over training", references=svms, log_x=True)
     yield "figure1", figure, "Minimum and average margin of the training points after each epoch, and the two SVMs'."

@@ -5,10 +5,14 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
-from jaxmargin.lab import publishing, robust_report, robust_tables, tables, tracking
-from jaxmargin.lab.reports import markdown_table
+from jaxmargin.lab import files, tables
+from jaxmargin.lab.report.page import markdown_table
 from jaxmargin.lab.tables import Card
-from runs import mma_presets, presets
+from runs.mma import presets as mma_presets
+from runs.mma import publish as robust_report
+from runs.mma import tables as robust_tables
+from runs.paper import presets
+from runs.paper import publish as publishing
 
 __all__ = ["CLEAN", "MARGIN", "ROBUST", "deviations", "kind", "section", "summary"]
 
@@ -56,7 +60,7 @@ _CASE_STUDY = {
 
 def kind(folder: Path) -> str | None:
     """What a folder holds: "paper" (cells of Table 1), "mma", "study", "question", or None for nothing finished."""
-    if any("norm" in tracking.read_json(path) for path in folder.glob("cards/*.json")):
+    if any("norm" in files.read_json(path) for path in folder.glob("cards/*.json")):
         return "mma"
     for name, pattern in (("paper", "cards/*.json"), ("study", "result.json"), ("question", "ranking.md")):
         if any(folder.glob(pattern)):
@@ -66,10 +70,10 @@ def kind(folder: Path) -> str | None:
 
 def summary(folder: Path) -> dict[str, str]:
     """One row of the table of contents: what a folder holds, and how much of it is within what is allowed."""
-    cards = [tracking.read_json(path) for path in sorted(folder.glob("**/cards/*.json"))]
+    cards = [files.read_json(path) for path in sorted(folder.glob("**/cards/*.json"))]
     study = folder / "result.json"
     nothing: Card = {"dataset": "", "methods": (), "seconds": {}}  # a question whose variants all diverged
-    first = cards[0] if cards else tracking.read_json(study) if study.exists() else nothing
+    first = cards[0] if cards else files.read_json(study) if study.exists() else nothing
     said = {"paper": "Table 1, Figures 2 and 4 to 7", "mma": "both papers on one network", "study": "Figures 1 and 3"}
     compared = deviations(cards) if kind(folder) == "paper" else []
     epochs = sorted({card["epochs"] for card in cards if "epochs" in card})
@@ -128,7 +132,7 @@ def _mma(folder: Path) -> list[str]:
 
 
 def _study(folder: Path) -> list[str]:
-    card = tracking.read_json(folder / "result.json")
+    card = files.read_json(folder / "result.json")
     parts = [
         f"{card['dataset']}, {card['classes'][0]} against {card['classes'][1]}: {card['n_train']:,} training and"
         f" {card['n_test']:,} test images. {card['device']}; {_versions([card])};"
@@ -141,7 +145,7 @@ def _study(folder: Path) -> list[str]:
 
 
 def _question(folder: Path) -> list[str]:
-    cards = {path.parent.parent.name: tracking.read_json(path) for path in sorted(folder.glob("*/cards/*.json"))}
+    cards = {path.parent.parent.name: files.read_json(path) for path in sorted(folder.glob("*/cards/*.json"))}
     if not cards:  # all diverged
         return [(folder / "ranking.md").read_text()]
     costs = tables.costs(list(cards.values()))

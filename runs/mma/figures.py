@@ -17,8 +17,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from jaxmargin.lab import drawing
-from jaxmargin.lab.one_dimension import OneDimension
+from jaxmargin.lab.figures import drawing
+from runs.mma.toy_classifier import OneDimension
 
 Points = NDArray[np.float64]
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxmargin.lab import tracking
+from jaxmargin.lab import files
 
 __all__ = ["Section", "csv_table", "markdown_table", "write_report"]
 
@@ -141,7 +141,7 @@ def write_report(path: str | os.PathLike[str], *, title: str, introduction: str,
     if len(sections) >= CONTENTS_FROM:
         body.append(_contents(sections))
     body += [_section(number, section) for number, section in enumerate(sections, start=1)]
-    return tracking.write_bytes(Path(path), _page(title, "\n".join(body)).encode())
+    return files.write_bytes(Path(path), _page(title, "\n".join(body)).encode())
 
 
 def _page(title: str, body: str) -> str:

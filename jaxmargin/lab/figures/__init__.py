@@ -1,0 +1,1 @@
+"""Figures that more than one study draws, and how they look."""

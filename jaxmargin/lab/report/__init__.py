@@ -1,0 +1,1 @@
+"""Tables as Markdown and CSV, and a study's report as one page."""

@@ -1,0 +1,55 @@
+"""What functions look like here: the contracts that a user's own code meets, and that a type checker holds it to.
+
+>>> import jax.numpy as jnp
+>>> w = jnp.array([[3.0, 4.0], [0.0, 0.0]])
+>>> logits_fn: LogitsFn = lambda x: w @ x
+>>> apply_fn: ApplyFn = lambda params, x: params @ x
+"""
+
+from typing import Any, Protocol, TypeVar
+
+import jax
+
+__all__ = ["ApplyFn", "Box", "LogitsFn", "Measure", "Result"]
+
+# (low, high) of valid inputs.
+Box = tuple[float, float]
+
+Result = TypeVar("Result")
+_Measured = TypeVar("_Measured", covariant=True)
+
+
+class LogitsFn(Protocol):
+    """A classifier of one example: x [*d] -> logits [c], c >= 2, deterministic, input normalisation inside.
+
+    Logits are floating-point scores before any softmax; the prediction is their arg max.
+    """
+
+    def __call__(self, x: jax.Array, /) -> jax.Array:
+        """The logits [c] of one example x [*d]."""
+        ...
+
+
+class ApplyFn(Protocol):
+    """A classifier with its parameters apart: (params, x [*d]) -> logits [c]; partial application gives a LogitsFn.
+
+    params may be any tree of arrays; what is not an array belongs into the function.
+    """
+
+    def __call__(self, params: Any, x: jax.Array, /) -> jax.Array:
+        """The logits [c] of one example x [*d]."""
+        ...
+
+
+class Measure(Protocol[_Measured]):
+    """What ``over_batch`` lifts: a function of one example (logits_fn, key, x [*d], y, *, options) -> NamedTuple.
+
+    It knows no batch axis; key is its own, y an integer class. Options are keywords. Failure is a field of the result
+    (found=False, distance=inf), not an exception: it runs inside of ``jit`` and ``vmap``.
+    """
+
+    def __call__(
+        self, logits_fn: LogitsFn, key: jax.Array, x: jax.Array, y: jax.Array, /, *args: Any, **options: Any
+    ) -> _Measured:
+        """The result of one example."""
+        ...

@@ -1,0 +1,10 @@
+"""Settings that the paper leaves open, tried: ``python -m runs.ablations --question tau``; see ``paper.ablations``."""
+
+import sys
+
+from jaxmargin.lab.compilation import keep_compiled
+from runs.paper.ablations import main
+
+if __name__ == "__main__":
+    keep_compiled()
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What was really measured, beside the papers: result cards, their points, and the page made of them."""
