@@ -144,7 +144,7 @@ def our_pgd(network: networks.Trained, options: Options) -> Attack:
 def our_nearest(network: networks.Trained, options: Options) -> dict[str, Attack]:
     """By name, (xs, ys) -> [n] distances."""
 
-    def lifted(measure: Callable, **settings: Any) -> Attack:
+    def lifted(measure: Callable[..., Any], **settings: Any) -> Attack:
         run = jm.over_batch(measure, network.model.apply, norm=jm.l2, box=BOX, **settings)
         return lambda xs, ys: np.asarray(run(network.params, jax.random.key(0), xs, ys).distance)
 
@@ -232,7 +232,8 @@ def foolbox_worst(network: networks.Trained, options: Options) -> Attack:
 
     def run(xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
         success = attack.repeat(10)(model, *tensors(xs, ys), epsilons=list(options.epsilons))[2]
-        return 1 - success.float().mean(1).cpu().numpy()
+        accuracy: np.ndarray = 1 - success.float().mean(1).cpu().numpy()
+        return accuracy
 
     return run
 

@@ -68,7 +68,9 @@ def run(options: Options) -> None:
     print(markdown_table(scales))
 
 
-def measured(measure: Callable, network: networks.Trained, xs: np.ndarray, ys: np.ndarray, **options: Any) -> Any:
+def measured(
+    measure: Callable[..., Any], network: networks.Trained, xs: np.ndarray, ys: np.ndarray, **options: Any
+) -> Any:
     """A measure's result with numpy's arrays, and its seconds, compilation included."""
     begin = time.perf_counter()
     found = jm.over_batch(measure, network.model.apply, **options)(network.params, jax.random.key(0), xs, ys)

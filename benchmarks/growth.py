@@ -68,14 +68,15 @@ def run(options: Options) -> None:
     """Measures everything, prints the table, writes the CSV and the picture."""
     mlp = networks.trained("mlp")
     rows: list[dict[str, Any]] = []
-    for part in (
+    parts: tuple[Callable[[], list[dict[str, Any]]], ...] = (
         lambda: by_points(mlp, options),
         lambda: by_samples(mlp, options),
         lambda: by_classes(options),
         lambda: by_size(options),
         lambda: by_devices(options),
         by_memory,
-    ):
+    )
+    for part in parts:
         rows += part()
         print(f"{rows[-1]['what']}: done", file=sys.stderr, flush=True)
     heading = f"Cost of a point on {device_name()}, jax {jax.__version__}, median of {options.repetitions}"
@@ -187,7 +188,8 @@ def child(wish: dict[str, Any], environment: dict[str, str]) -> dict[str, float]
     """Measures in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.growth", "--child", json.dumps(wish)]
     done = subprocess.run(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def in_child(*, points: int, num_samples: int, devices: int, repetitions: int) -> dict[str, float]:
@@ -223,7 +225,8 @@ def temporaries(network: Trained, num_samples: int) -> int:
 
     arguments = (network.params, jax.random.key(2), network.images[0], network.labels[0])
     analysis: Any = jax.jit(one).lower(*arguments).compile().memory_analysis()
-    return analysis.temp_size_in_bytes
+    size: int = analysis.temp_size_in_bytes
+    return size
 
 
 def table(what: str, cells: Sequence[tuple[int, float, float | None]], length: int) -> list[dict[str, Any]]:

@@ -221,7 +221,8 @@ def theirs(problem: Problem, steps: int) -> Contender:
         return loss.detach()
 
     def train() -> np.ndarray:
-        return torch.stack([step(next(batches)) for _ in range(steps)]).cpu().numpy()
+        losses: np.ndarray = torch.stack([step(next(batches)) for _ in range(steps)]).cpu().numpy()
+        return losses
 
     return Contender(train, lambda: memory.cpu().numpy())
 

@@ -43,7 +43,7 @@ def offsets(key: jax.Array, num_samples: int, shape: tuple[int, ...], radius: fl
     return np.asarray(jax.jit(jax.vmap(one))(jnp.arange(num_samples)))
 
 
-def timed(peer: Callable, xs: np.ndarray, ys: np.ndarray) -> float:
+def timed(peer: Callable[..., Any], xs: np.ndarray, ys: np.ndarray) -> float:
     """Seconds of one call."""
     start = time.perf_counter()
     peer(xs, ys)
@@ -131,7 +131,8 @@ def _margins(logits: np.ndarray, largest: np.ndarray, ys: np.ndarray, radius: fl
     gaps = np.take_along_axis(logits, predicted[:, None], 1) - logits
     others = np.arange(logits.shape[1]) != predicted[:, None]
     distance = np.divide(gaps, largest, out=np.full(gaps.shape, np.inf, np.float32), where=others & (largest > 0))
-    return np.where(predicted == ys, 1, -1) * np.minimum(distance.min(1), radius)
+    signed: np.ndarray = np.where(predicted == ys, 1, -1) * np.minimum(distance.min(1), radius)
+    return signed
 
 
 # PyTorch -------------------------------------------------------------------------------------------------------------
@@ -177,7 +178,8 @@ def torch_loop(network: Trained, samples: np.ndarray, radius: float) -> Peer:
                 difference = (logits[:, predicted] - logits[:, k]).sum()
                 (gradient,) = torch.autograd.grad(difference, points, retain_graph=k != rivals[-1])
                 best[k] = torch.maximum(best[k], gradient.flatten(1).norm(dim=1).max())
-        return best.cpu().numpy()
+        largest: np.ndarray = best.cpu().numpy()
+        return largest
 
     def measure(xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
         inputs = torch.from_numpy(channels_first(xs)).to(device)
@@ -260,11 +262,11 @@ def art_on_samples(
     """CLEVER from given offsets, to compare: (xs, ys) -> margins from the largest slopes it saw [n], and its scores."""
     from art.estimators.classification import PyTorchClassifier
 
-    class Watched(PyTorchClassifier):
+    class Watched(PyTorchClassifier):  # type: ignore[misc]
         """Notes the largest slope of each pair of calls, for the predicted class and then for a rival."""
 
         def class_gradient(self, x: np.ndarray, label: Any = None, **options: Any) -> np.ndarray:
-            gradients = super().class_gradient(x, label=label, **options)
+            gradients: np.ndarray = super().class_gradient(x, label=label, **options)
             if label == self.predicted:
                 self.reference = gradients
             else:
@@ -306,6 +308,7 @@ def _art_scores(classifier: Any, num_samples: int, radius: float) -> Peer:
     def scores(xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
         images = channels_first(xs)
         signs = np.where(classifier.predict(images).argmax(1) == ys, 1, -1)
-        return signs * np.array([clever_u(classifier, image, **settings) for image in images])
+        found: np.ndarray = signs * np.array([clever_u(classifier, image, **settings) for image in images])
+        return found
 
     return scores

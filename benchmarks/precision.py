@@ -91,12 +91,12 @@ def rounded(layers: tuple[Layer, ...], bits: int, x: jax.Array) -> jax.Array:
             product = jnp.matmul if layer.kind == "dense" else functools.partial(_convolved, layer.padding)
             x = rounding(product, bits)(x, layer.kernel) + layer.bias
         elif layer.kind != "dropout":
-            steps: dict[str, Callable] = dict(relu=jax.nn.relu, max_pool=max_pool, flatten=jnp.ravel)
+            steps: dict[str, Callable[..., Any]] = dict(relu=jax.nn.relu, max_pool=max_pool, flatten=jnp.ravel)
             x = steps[layer.kind](x)
     return x
 
 
-def rounding(product: Callable, bits: int) -> Callable:
+def rounding(product: Callable[..., Any], bits: int) -> Callable[..., Any]:
     """A bilinear product with operands, and gradients with factors, of so many bits of mantissa."""
 
     def short(x: jax.Array) -> jax.Array:
@@ -104,7 +104,8 @@ def rounding(product: Callable, bits: int) -> Callable:
 
     @jax.custom_vjp
     def multiply(x: jax.Array, weights: jax.Array) -> jax.Array:
-        return product(short(x), short(weights))
+        rounded: jax.Array = product(short(x), short(weights))
+        return rounded
 
     def forward(x: jax.Array, weights: jax.Array) -> tuple[jax.Array, Any]:
         return multiply(x, weights), (short(x), short(weights))

@@ -52,7 +52,8 @@ def cross_entropy(logits: jax.Array, y: jax.Array) -> jax.Array:
     Returns:
       A scalar >= 0, in nats.
     """
-    return optax.softmax_cross_entropy_with_integer_labels(logits, y)
+    loss: jax.Array = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+    return loss
 
 
 def scaled_cross_entropy(logits: jax.Array, y: jax.Array) -> jax.Array:

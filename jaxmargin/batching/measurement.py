@@ -13,7 +13,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxmargin import checks
 from jaxmargin.batching.chunks import CONVOLVING_ROWS, ROWS, by_rows
 from jaxmargin.batching.rules import Together
-from jaxmargin.xla_cpu.kernels import convolves, without_slow_kernels
+from jaxmargin.xla_cpu.equations import convolves
+from jaxmargin.xla_cpu.kernels import without_slow_kernels
 from jaxmargin.xla_cpu.rewriting import loopable
 
 __all__ = ["Measurement", "over_batch"]
@@ -225,7 +226,7 @@ class Measurement:
         self._refuse(values)
         size, n = self._check(params, xs, ys), len(xs)
         if self._convolves is None:
-            self._convolves = convolves(self._probe.trace(params, _few(xs)))
+            self._convolves = convolves(self._probe.trace(params, _few(xs)).jaxpr)
         step = self._convolving_step if self._convolves else self._step
         given, xs, ys = self._everywhere(_given(params, key, values), xs, ys)
         for start in range(first, n, size):

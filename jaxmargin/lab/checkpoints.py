@@ -33,7 +33,8 @@ class Checkpoints:
 
     def latest(self) -> int | None:
         """The last epoch saved, or None."""
-        return self._manager.latest_step()
+        step: int | None = self._manager.latest_step()
+        return step
 
     def path(self, epoch: int) -> Path:
         """The folder of one epoch's state."""
@@ -65,7 +66,7 @@ class Checkpoints:
         # Orbax casts and pads silently, so what lies there is held against what is expected before it is read.
         if _signature(self._manager.item_metadata(epoch).tree) != _signature(target):
             raise ValueError(f"{self.path(epoch)} holds a state of another shape or dtype: remove it")
-        saved = self._manager.restore(epoch, args=ocp.args.StandardRestore(target))
+        saved: TrainState = self._manager.restore(epoch, args=ocp.args.StandardRestore(target))
         return saved._replace(key=jax.random.wrap_key_data(saved.key))
 
 

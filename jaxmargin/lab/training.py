@@ -103,6 +103,7 @@ def train_step(
         def logits_fn(z: jax.Array) -> jax.Array:
             if observe is None:
                 return apply_fn(params, z, key_dropout)
+            logits: jax.Array
             logits, moved = observe(params, z, key_dropout)
             seen.append(moved)
             return logits

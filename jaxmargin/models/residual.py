@@ -163,9 +163,11 @@ def _model(input_shape: Shape, network: _Network) -> Model:
         return logits, {**params, **moved}
 
     def apply(params: Any, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        return measure(params, x) if key is None else observe(params, x, key)[0]
+        logits: jax.Array = measure(params, x) if key is None else observe(params, x, key)[0]
+        return logits
 
     def features(params: Any, x: jax.Array) -> jax.Array:
-        return measure(params, x, features=True)
+        found: jax.Array = measure(params, x, features=True)
+        return found
 
     return Model(init, Apply(apply, observe=observe), features, None, input_shape, network.num_classes)

@@ -51,7 +51,8 @@ class _Network(nn.Module):
             init = _uniform(x.shape[-1])
             return nn.Dense(int(step.size), kernel_init=init, bias_init=init)(x)
         if step.kind == "dropout":
-            return nn.Dropout(step.size, deterministic=not train)(x)
+            kept: jax.Array = nn.Dropout(step.size, deterministic=not train)(x)
+            return kept
         simple: dict[str, Callable[[jax.Array], jax.Array]] = dict(relu=nn.relu, max_pool=max_pool, flatten=jnp.ravel)
         return simple[step.kind](x)
 
@@ -76,7 +77,7 @@ def _model(input_shape: Shape, num_classes: int, plan: list[_Step], padding: str
     def run(params: Any, x: jax.Array, **options: Any) -> jax.Array:
         if jnp.shape(x) != tuple(input_shape):
             raise ValueError(f"x has shape {jnp.shape(x)}, expected one example {tuple(input_shape)}: vmap batches")
-        logits: Any = network.apply({"params": params}, x, **options)
+        logits: jax.Array = network.apply({"params": params}, x, **options)  # type: ignore[assignment]
         return logits
 
     def apply(params: Any, x: jax.Array, key: jax.Array | None = None) -> jax.Array:

@@ -1,10 +1,15 @@
 """Convolutions whose gradients stay fast inside loops on a CPU.
 
-XLA's CPU compiler rewrites convolutions into their fast form outside of loops only; inside ``lax.scan`` or ``lax.map``
-the transposed layouts that autodiff makes for their gradients run 10 to 60 times slower (jax-ml/jax#12868). Here both
-gradients are written out in a form that is fast everywhere: the input's as a plain convolution with the flipped kernel,
-the kernel's as one in which the output's gradient is the kernel, a few images at a time. The convolution itself is
-XLA's, but for images smaller than the kernel, on which XLA's is 5 to 15 times slower than a product of patches.
+Bug: XLA's CPU compiler rewrites convolutions into their fast form outside of loops only; inside ``lax.scan`` or
+``lax.map`` the transposed layouts that autodiff makes for their gradients run 10 to 60 times slower (jax-ml/jax#12868,
+open since 2022).
+Shown by: ``python -m benchmarks.canary``, rows "gradients in a loop".
+Delete this file and ``rewriting`` once plain flax is as fast there.
+
+Here both gradients are written out in a form that is fast everywhere: the input's as a plain convolution with the
+flipped kernel, the kernel's as one in which the output's gradient is the kernel, a few images at a time. The
+convolution itself is XLA's, but for images smaller than the kernel, on which XLA's is 5 to 15 times slower than a
+product of patches.
 
 >>> import flax.linen as nn
 >>> layer = nn.Conv(32, (3, 3), conv_general_dilated=conv_general_dilated)   # any flax network, ours or yours
@@ -17,8 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.extend.core import Jaxpr
 
-__all__ = ["conv_general_dilated", "max_pool"]
+from jaxmargin.xla_cpu.backend import on_cpu
+
+__all__ = ["conv_general_dilated", "is_simple", "is_vmapped", "max_pool"]
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 # Positions of g, over all its images, that one convolution makes a kernel gradient of: so few stay in the cache.
@@ -50,28 +58,68 @@ def conv_general_dilated(
     Returns:
       Images [n, h', w', o].
     """
-    if jax.default_backend() == "cpu" and lhs.ndim == 4 and _is_simple(lhs, rhs, padding, dimension_numbers, others):
-        strides, dilation = _pair(window_strides), _pair(others.get("rhs_dilation") or (1, 1))
-        if isinstance(padding, str):
-            window = [(size - 1) * d + 1 for size, d in zip(rhs.shape, dilation, strict=False)]
-            padding = lax.padtype_to_pads(lhs.shape[1:3], window, strides, padding)
-        return _conv(lhs, rhs, strides, tuple(map(_pair, padding)), dilation)
-    return lax.conv_general_dilated(lhs, rhs, window_strides, padding, dimension_numbers=dimension_numbers, **others)
+    wishes = others.get("precision"), others.get("preferred_element_type")
+    fast = on_cpu() and wishes == (None, None) and is_simple(lhs, padding=padding, **others)
+    if not fast or not _in_flax_layout(lhs, rhs, dimension_numbers):
+        options = others | {"dimension_numbers": dimension_numbers}
+        return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
+    strides, dilation = _pair(window_strides), _pair(others.get("rhs_dilation") or (1, 1))
+    if isinstance(padding, str):
+        window = [(size - 1) * d + 1 for size, d in zip(rhs.shape, dilation, strict=False)]
+        padding = lax.padtype_to_pads(lhs.shape[1:3], window, strides, padding)
+    return _conv(lhs, rhs, strides, tuple(map(_pair, padding)), dilation)
+
+
+def is_simple(
+    images: Any,
+    *,
+    padding: Any,
+    lhs_dilation: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    **others: Any,
+) -> bool:
+    """Whether the fast path can compute a convolution: of images, without upsampling, groups or cropping.
+
+    Args:
+      images: an array of them or its shape, in any layout.
+      padding: as in ``jax.lax.conv_general_dilated``, and so are the others.
+      lhs_dilation: of the images.
+      feature_group_count: groups of channels.
+      batch_group_count: groups of images.
+      **others: what does not matter for it.
+
+    Returns:
+      bool.
+    """
+    del others
+    steps = [*(lhs_dilation or ()), feature_group_count, batch_group_count]
+    pads = () if isinstance(padding, str) else padding
+    return images.ndim == 4 and all(step == 1 for step in steps) and all(low >= 0 <= high for low, high in pads)
+
+
+def is_vmapped(jaxpr: Jaxpr) -> bool:
+    """Whether a ``custom_vjp`` is the convolution of this file with its images, but not its kernel, under ``jax.vmap``.
+
+    Args:
+      jaxpr: what the ``custom_vjp`` calls.
+
+    Returns:
+      bool.
+    """
+    ours = any(eqn.params.get("name") == "_plain" for eqn in jaxpr.eqns)
+    arguments: list[Any] = [atom.aval for atom in jaxpr.invars]
+    return ours and [argument.ndim > 4 for argument in arguments] == [True, False]
+
+
+def _in_flax_layout(lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any) -> bool:
+    layouts = [lax.conv_dimension_numbers(lhs.shape, rhs.shape, numbers) for numbers in (dimension_numbers, _LAYOUT)]
+    return layouts[0] == layouts[1]
 
 
 def _pair(numbers: Any) -> Pair:
     first, second = numbers
     return int(first), int(second)
-
-
-def _is_simple(lhs: jax.Array, rhs: jax.Array, padding: Any, dimension_numbers: Any, others: dict[str, Any]) -> bool:
-    """Whether the fast path computes just this: flax's layout, no upsampling, groups, cropping or options."""
-    layouts = [lax.conv_dimension_numbers(lhs.shape, rhs.shape, numbers) for numbers in (dimension_numbers, _LAYOUT)]
-    steps = [others.get("feature_group_count", 1), others.get("batch_group_count", 1)]
-    steps += others.get("lhs_dilation") or ()
-    wishes = [others.get("precision"), others.get("preferred_element_type")]
-    plain_pads = isinstance(padding, str) or all(low >= 0 and high >= 0 for low, high in padding)
-    return layouts[0] == layouts[1] and all(step == 1 for step in steps) and plain_pads and wishes == [None, None]
 
 
 def max_pool(x: jax.Array) -> jax.Array:
@@ -93,15 +141,13 @@ def max_pool(x: jax.Array) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _conv(x: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads, dilation: Pair) -> jax.Array:
-    return _plain(x, kernel, strides, pads, (1, 1), dilation)
+    y: jax.Array = _plain(x, kernel, strides, pads, (1, 1), dilation)
+    return y
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
 def _plain(x: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads, spread: Pair, dilation: Pair) -> jax.Array:
-    """The convolution itself, in the form that is fast for its sizes.
-
-    Jitted, so that a jaxpr shows it by its name.
-    """
+    """The convolution itself, in the form that is fast for its sizes; jitted, so that ``is_vmapped`` sees its name."""
     too_small = kernel.shape[0] > x.shape[1] or kernel.shape[1] > x.shape[2]
     if too_small and strides == spread == dilation == (1, 1):
         return _of_patches(x, kernel, pads)
@@ -150,7 +196,8 @@ def _input_gradient(
     if shape[3] <= _FEW_CHANNELS and strides == dilation == (1, 1):
         return _as_product(kernel, g, full)
     flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-    return _plain(g, flipped, (1, 1), tuple(full), strides, dilation)
+    gradient: jax.Array = _plain(g, flipped, (1, 1), tuple(full), strides, dilation)
+    return gradient
 
 
 def _as_product(kernel: jax.Array, g: jax.Array, full: list[Pair]) -> jax.Array:
@@ -185,7 +232,7 @@ def _kernel_gradient(
             images, g_few, dilation, "VALID", rhs_dilation=strides, dimension_numbers=_LAYOUT
         )
 
-    total = lax.fori_loop(1, groups, lambda number, total: total + group(number), group(0))
+    total: jax.Array = lax.fori_loop(1, groups, lambda number, total: total + group(number), group(0))
     return total.transpose(1, 2, 0, 3)
 
 

@@ -1,7 +1,9 @@
-"""Compiling functions with convolutions for a CPU, where XLA's YNN kernels for them are slow.
+"""Functions that convolve, compiled for a CPU without XLA's YNN kernels for convolutions.
 
-Those kernels run a convolution on one core, and some shapes eight times slower than XLA's own; matrix products are
-faster with them. So they are turned off where something convolves, and only there.
+Bug: those kernels run a convolution on one core, and some shapes eight times slower than XLA's own; matrix products are
+faster with them, so they are turned off where something convolves, and only there. XLA, since jax 0.7; no issue known.
+Shown by: ``python -m benchmarks.canary``, row "YNN kernels".
+Delete this file, and the second of ``over_batch``'s two steps, once that row's ratio is 1.
 """
 
 import functools
@@ -11,8 +13,10 @@ from typing import Any
 import jax
 
 from jaxmargin import checks
+from jaxmargin.xla_cpu.backend import on_cpu
+from jaxmargin.xla_cpu.equations import convolves
 
-__all__ = ["convolves", "jit", "without_slow_kernels"]
+__all__ = ["jit", "without_slow_kernels"]
 
 
 def jit(function: Callable[..., Any], *, donate_argnums: int | tuple[int, ...] = ()) -> Callable[..., Any]:
@@ -40,23 +44,11 @@ def jit(function: Callable[..., Any], *, donate_argnums: int | tuple[int, ...] =
         if not checks.concrete(*args):
             return plain(*args)
         if not chosen:
-            slow = convolves(plain.trace(*args))
+            slow = convolves(plain.trace(*args).jaxpr)
             chosen.append(jax.jit(function, donate_argnums=donate_argnums, compiler_options=options) if slow else plain)
         return chosen[0](*args)
 
     return run
-
-
-def convolves(traced: Any) -> bool:
-    """Whether a traced function convolves.
-
-    Args:
-      traced: what ``jax.jit(...).trace(...)`` gave.
-
-    Returns:
-      bool.
-    """
-    return "conv_general_dilated" in str(traced.jaxpr)
 
 
 @functools.cache
@@ -67,7 +59,7 @@ def without_slow_kernels() -> dict[str, str]:
       The options; none where JAX's default backend is no CPU or its version of XLA does not know them.
     """
     options = {"xla_cpu_experimental_ynn_fusion_type": ""}
-    if jax.default_backend() != "cpu":
+    if not on_cpu():
         return {}
     try:
         jax.jit(lambda x: x + 1, compiler_options=options).lower(0.0).compile()

@@ -1,7 +1,8 @@
 """Anybody's network with convolutions and poolings whose gradients stay fast inside loops on a CPU.
 
 What ``convolution`` does for our own networks is done here for all others, whichever library they were written with: a
-function is traced, and its jaxpr run with those operations replaced whose gradients XLA's CPU compiler is slow on.
+function is traced, and its jaxpr run with those operations replaced whose gradients XLA's CPU compiler is slow on. Bug,
+benchmark and end are those of ``convolution``; max pools: ``python -m benchmarks.canary``, row "max pool in a loop".
 """
 
 import functools
@@ -14,7 +15,8 @@ import numpy as np
 from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
-from jaxmargin.xla_cpu.convolution import conv_general_dilated
+from jaxmargin.xla_cpu.backend import on_cpu
+from jaxmargin.xla_cpu.convolution import conv_general_dilated, is_simple, is_vmapped
 
 __all__ = ["loopable"]
 
@@ -43,7 +45,7 @@ def loopable(apply_fn: Callable[..., Any]) -> Callable[..., Any]:
     >>> bool(jnp.allclose(loopable(layer.apply)(params, x), layer.apply(params, x), atol=1e-6))
     True
     """
-    if getattr(apply_fn, "layers", None) or jax.default_backend() != "cpu":
+    if getattr(apply_fn, "layers", None) or not on_cpu():
         return apply_fn
 
     @functools.wraps(apply_fn)
@@ -84,11 +86,11 @@ def _original(eqn: JaxprEqn) -> Callable[..., Any]:
 def _replacement(eqn: JaxprEqn) -> Callable[..., Any] | None:
     """The fast form of an equation that is slow, or that calls a jaxpr with one that is; None of all others."""
     name, params = eqn.primitive.name, eqn.params
-    if name == "conv_general_dilated" and _is_simple(eqn.invars[0].aval, params):
+    if name == "conv_general_dilated" and _is_fast(eqn.invars[0].aval, params):
         return functools.partial(_convolve, params)
     if name == "reduce_window_max" and _tiles(params):
         return functools.partial(_pool, params["window_dimensions"])
-    if name == "custom_vjp_call" and _is_vmapped(params["call_jaxpr"].jaxpr):
+    if name == "custom_vjp_call" and is_vmapped(params["call_jaxpr"].jaxpr):
         return functools.partial(_run, params["call_jaxpr"].jaxpr, params["call_jaxpr"].consts)
     if name not in _CALLS:
         return None
@@ -100,23 +102,10 @@ def _replacement(eqn: JaxprEqn) -> Callable[..., Any] | None:
     return jax.checkpoint(run, prevent_cse=params["prevent_cse"], policy=params["policy"]) if name in _REMAT else run
 
 
-def _is_vmapped(jaxpr: Jaxpr) -> bool:
-    """Whether a ``custom_vjp`` is a convolution of ``convolution``, its images but not its kernel vmapped."""
-    ours = any(eqn.params.get("name") == "_plain" for eqn in jaxpr.eqns)
-    arguments: list[Any] = [atom.aval for atom in jaxpr.invars]
-    return ours and [argument.ndim > 4 for argument in arguments] == [True, False]
-
-
-def _is_simple(images: Any, params: dict[str, Any]) -> bool:
-    """Whether the fast path computes just this: floating-point images, no upsampling, groups or cropping."""
-    steps = [*params["lhs_dilation"], params["feature_group_count"], params["batch_group_count"]]
-    return (
-        images.ndim == 4
-        and jnp.issubdtype(images.dtype, jnp.floating)
-        and all(step == 1 for step in steps)
-        and all(low >= 0 and high >= 0 for low, high in params["padding"])
-        and params["preferred_element_type"] in (None, images.dtype)
-    )
+def _is_fast(images: Any, params: dict[str, Any]) -> bool:
+    """Whether the fast path computes just this: a simple convolution of floating-point images into their own type."""
+    floating = jnp.issubdtype(images.dtype, jnp.floating)
+    return floating and params["preferred_element_type"] in (None, images.dtype) and is_simple(images, **params)
 
 
 def _convolve(params: dict[str, Any], x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -74,7 +74,7 @@ def parse_cifar(raw: bytes) -> tuple[np.ndarray, np.ndarray]:
     return channels.transpose(0, 2, 3, 1), labels
 
 
-class JaxmarginMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+class JaxmarginMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg, misc]
     """MNIST from its four IDX files."""
 
     VERSION = tfds.core.Version("1.0.0")
@@ -91,14 +91,14 @@ class JaxmarginMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
         files = dl_manager.download(list(self.URLS))
         return {"train": self._generate_examples(*files[:2]), "test": self._generate_examples(*files[2:])}
 
-    def _generate_examples(self, images_path: Any, labels_path: Any) -> Iterator[tuple[int, dict]]:
+    def _generate_examples(self, images_path: Any, labels_path: Any) -> Iterator[tuple[int, dict[str, Any]]]:
         images, labels = (parse_idx(gzip.decompress(Path(path).read_bytes())) for path in (images_path, labels_path))
         if len(images) != len(labels):
             raise ValueError(f"{images_path} holds {len(images)} images but {labels_path} {len(labels)} labels")
         yield from enumerate(_records(images, labels))
 
 
-class JaxmarginCifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class JaxmarginCifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[misc]
     """CIFAR-10 from its binary version (the other version is made of pickles)."""
 
     VERSION = tfds.core.Version("1.0.0")
@@ -115,7 +115,7 @@ class JaxmarginCifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             "test": self._generate_examples(archive, ["test_batch.bin"]),
         }
 
-    def _generate_examples(self, archive: Any, members: list[str]) -> Iterator[tuple[int, dict]]:
+    def _generate_examples(self, archive: Any, members: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
         with tarfile.open(archive, "r:gz") as tar:
             batches = [tar.extractfile(f"cifar-10-batches-bin/{member}").read() for member in members]  # type: ignore
         images, labels = parse_cifar(b"".join(batches))
@@ -131,7 +131,7 @@ def _info(builder: Any, shape: tuple[int, int, int]) -> Any:
     return tfds.core.DatasetInfo(builder=builder, features=features, disable_shuffling=True)
 
 
-def _records(images: np.ndarray, labels: np.ndarray) -> Iterator[dict]:
+def _records(images: np.ndarray, labels: np.ndarray) -> Iterator[dict[str, Any]]:
     """Given a pillow image, TFDS's Image feature encodes without TensorFlow; given an array it would not."""
     for image, label in zip(images, labels, strict=True):
         pixels = np.ascontiguousarray(image)  # [h, w] or [h, w, 3]

@@ -69,8 +69,8 @@ class _Prepared(NamedTuple):
 def load(
     name: str,
     *,
-    data_dir: str | os.PathLike | None = None,
-    cache_dir: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
     download: bool = True,
 ) -> Dataset:
     """Loads a data set whole, as unsigned bytes.
@@ -284,7 +284,7 @@ def _official_index(split: str, n: int) -> Sequence[int]:
 # The cache -----------------------------------------------------------------------------------------------------------
 
 
-def _cache_root(cache_dir: str | os.PathLike | None) -> Path:
+def _cache_root(cache_dir: str | os.PathLike[str] | None) -> Path:
     default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "jaxmargin"
     return Path(cache_dir or os.environ.get("JAXMARGIN_CACHE") or default).expanduser()
 
@@ -311,7 +311,8 @@ def _read_cache(folder: Path) -> dict[str, Split] | None:
 def _open(path: Path, checksums: dict[str, int]) -> np.ndarray:
     if _checksum(path) != checksums[path.name]:
         raise ValueError(f"{path.name} does not match its checksum")
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array
 
 
 def _fill_cache(folder: Path, splits: dict[str, Split]) -> dict[str, Split]:
