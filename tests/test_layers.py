@@ -48,6 +48,7 @@ LAB = {
 # Who may know a heavy library: rooms, as paths below the repository.
 OWNERS = {
     "array_record": {"jaxmargin/lab/data"},
+    "daqp": {"runs/case_study"},
     "flax": {"jaxmargin/adapters", "jaxmargin/lab", "jaxmargin/models"},
     "matplotlib": {"jaxmargin/lab/figures", "runs"},
     "orbax": {"jaxmargin/lab/checkpoints"},

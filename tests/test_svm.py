@@ -6,7 +6,8 @@ from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
 from runs.case_study import svm as under_test
-from runs.case_study.svm import hard_margin_svm, linear_margins, mean_difference, pareto_front
+from runs.case_study.front import pareto_front
+from runs.case_study.svm import hard_margin_svm, linear_margins, mean_difference
 
 
 def separable(seed, n, p, share=0.5, gap=0.3):

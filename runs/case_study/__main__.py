@@ -37,7 +37,7 @@ BIAS_NOTE = (
 )
 FRONT_NOTE = (
     "For each m, the largest mean of y (w.x + b) over |w| <= 1 and b with every y (w.x + b) at least m: a convex "
-    "program, solved by an active-set method and certified by its duality gap. The right end is the SVM with a free "
+    "program, solved by daqp's active-set method and certified by its duality gap. The right end is the SVM with a free "
     "bias. Where one class is larger, the bias alone raises the average without end towards the left."
 )
 CHECK_NOTE = (

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 import jaxmargin as jm
 from jaxmargin.lab.data.loading import Dataset, Split
-from runs.case_study.svm import Direction, Front, hard_margin_svm, linear_margins, mean_difference, pareto_front, spaced
+from runs.case_study.front import Front, pareto_front, spaced
+from runs.case_study.svm import Direction, hard_margin_svm, linear_margins, mean_difference
 
 __all__ = [
     "Classifier",

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from runs.case_study.front import Front
 from runs.case_study.hyperplanes import (
     Classifier,
     Task,
@@ -24,7 +25,6 @@ from runs.case_study.hyperplanes import (
     scikit_learn_distance,
     signed_rows,
 )
-from runs.case_study.svm import Front
 
 __all__ = ["METHODS", "Method", "Result", "Trace", "default_step", "descend", "run"]
 
