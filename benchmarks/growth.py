@@ -27,7 +27,7 @@ from benchmarks import networks
 from benchmarks.networks import Trained
 from benchmarks.peers import timed
 from jaxmargin.lab import command_line
-from jaxmargin.lab.figures import drawing, plots
+from jaxmargin.lab.figures import drawing, plots, style
 from jaxmargin.lab.files import device_name, write_bytes
 from jaxmargin.lab.report.page import csv_table, markdown_table
 
@@ -245,7 +245,7 @@ def picture(rows: list[dict[str, Any]], heading: str) -> Figure:
     names = list(dict.fromkeys(row["what"] for row in rows if "seconds a point" in row))
     figure, panels = drawing.panels(heading, names, xlabel="", ylabel="", height=3.2)
     panels[0].set_ylabel("seconds a point")
-    looks = {"exact": drawing.Look("#56b4e9", "s"), "default": drawing.Look("#0072b2", "o")}
+    looks = {"exact": style.Look("#56b4e9", "s"), "default": style.Look("#0072b2", "o")}
     for panel, name in zip(panels, names, strict=True):
         for mode, look in looks.items():
             mine = [row for row in rows if (row["what"], row["mode"]) == (name, mode)]

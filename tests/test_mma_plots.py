@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
 from numpy.testing import assert_allclose, assert_array_equal
 
-from jaxmargin.lab.figures import plots
+from jaxmargin.lab.figures import plots, style
 from runs.mma import figures
 from runs.mma.toy_classifier import OneDimension
 
@@ -136,7 +136,7 @@ def test_the_colours_of_many_methods_differ_and_known_names_keep_theirs():
     figure = figures.margin_spread({"step 1": dict.fromkeys(methods, [1.0])}, title="t")
     colours = {method: handle.get_color() for method, handle in legend(figure).items()}
     assert len(set(colours.values())) == len(methods)
-    assert colours["mma-1"] == plots.drawing.LOOKS["mma"].colour
+    assert colours["mma-1"] == style.LOOKS["mma"].colour
     nine = dict.fromkeys(map(str, range(9)), [1.0])  # more than there are colours: they repeat
     assert list(legend(figures.margin_spread({"step 1": nine}, title="t"))) == list(nine)
 

@@ -1,12 +1,12 @@
-import sys
-
 import matplotlib
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from numpy.testing import assert_allclose, assert_array_equal
 
-from jaxmargin.lab.figures import drawing, plots
+from jaxmargin.lab.figures import drawing, plots, style
+from runs.case_study import figures as case_study
+from runs.paper import plots as paper
 
 EPOCHS = [1, 2, 4, 60]
 MINIMUM = [-0.2, 0.0, 0.1, 0.3]
@@ -17,19 +17,19 @@ TRAINING = {"epoch": EPOCHS, "train_loss": AVERAGE, **ERRORS}
 
 
 def pareto(points, *, title):
-    return plots.pareto_front((MINIMUM, AVERAGE), points, title=title)
+    return case_study.pareto_front((MINIMUM, AVERAGE), points, title=title)
 
 
 # Each figure with a valid value of the dict that it draws.
 DRAW = {
     "margin_curves": (plots.margin_curves, {"train": CURVE}),
-    "average_margin_by_method": (plots.average_margin_by_method, {"std": {"test": (EPOCHS, AVERAGE)}}),
+    "average_margin_by_method": (paper.average_margin_by_method, {"std": {"test": (EPOCHS, AVERAGE)}}),
     "margin_histograms": (plots.margin_histograms, {"epoch 1": AVERAGE}),
     "training_curves": (plots.training_curves, {"std": TRAINING}),
-    "brackets": (plots.brackets, {"std": {"certified": MINIMUM, "estimated": [0.5] * 4, "attacked": AVERAGE}}),
+    "brackets": (paper.brackets, {"std": {"certified": MINIMUM, "estimated": [0.5] * 4, "attacked": AVERAGE}}),
     "robust_accuracy_curves": (plots.robust_accuracy_curves, {"std": ([0, 1], [0.9, 0.1])}),
     "pareto_front": (pareto, {"SVM": (0.3, 0.8)}),
-    "direction_convergence": (plots.direction_convergence, {"gd": ([1, 10], [1.0, 0.1])}),
+    "direction_convergence": (case_study.direction_convergence, {"gd": ([1, 10], [1.0, 0.1])}),
 }
 
 
@@ -66,7 +66,7 @@ def test_every_figure_draws_and_names_its_empty_argument(name):
 
 
 def test_every_figure_is_tested_above():
-    assert set(DRAW) | {"save"} == set(plots.__all__)
+    assert set(DRAW) | {"draw", "save"} == {*plots.__all__, *paper.__all__, *case_study.__all__}
 
 
 @pytest.mark.parametrize("name", DRAW)
@@ -85,11 +85,11 @@ def test_text_stays_inside_the_figure(name):
     "draw",
     [
         lambda: plots.margin_curves({"broken": (EPOCHS, MINIMUM[:-1], AVERAGE)}, title="t"),
-        lambda: plots.average_margin_by_method({"std": {"broken": (EPOCHS, AVERAGE[:-1])}}, title="t"),
+        lambda: paper.average_margin_by_method({"std": {"broken": (EPOCHS, AVERAGE[:-1])}}, title="t"),
         lambda: plots.training_curves({"broken": TRAINING | {"epoch": [1]}}, title="t"),
         lambda: plots.robust_accuracy_curves({"broken": ([0], [0.1, 0.2])}, title="t"),
-        lambda: plots.direction_convergence({"broken": ([1], [0.1, 0.2])}, title="t"),
-        lambda: plots.pareto_front(([1], [1]), {"SVM": (1, 1)}, title="t", path=([1], [1, 2])),
+        lambda: case_study.direction_convergence({"broken": ([1], [0.1, 0.2])}, title="t"),
+        lambda: case_study.pareto_front(([1], [1]), {"SVM": (1, 1)}, title="t", path=([1], [1, 2])),
         lambda: plots.margin_histograms({"broken": [[1.0, 2.0]]}, title="t"),
         lambda: plots.robust_accuracy_curves({"broken": ([0, 1], [98.2, 5.1])}, title="t"),
         lambda: plots.training_curves({"broken": {"epoch": [1]}}, title="t"),
@@ -154,7 +154,7 @@ def test_a_single_point_draws(log_x, value, tmp_path):
 
 def test_average_margin_tells_methods_by_colour_and_splits_by_dash():
     splits = {"test": (EPOCHS, AVERAGE), "train": (EPOCHS, MINIMUM)}
-    figure = plots.average_margin_by_method({"std": splits, "amr": splits}, title="t")
+    figure = paper.average_margin_by_method({"std": splits, "amr": splits}, title="t")
     drawn = lines(figure.axes[0])
     assert set(drawn) == {"std, test", "std, train", "amr, test", "amr, train"}
     assert_array_equal(drawn["amr, train"].get_ydata(), MINIMUM)
@@ -164,7 +164,7 @@ def test_average_margin_tells_methods_by_colour_and_splits_by_dash():
 
 
 def test_a_method_has_one_colour_in_all_figures():
-    method = plots.average_margin_by_method({"lcr": {"test": (EPOCHS, AVERAGE)}}, title="t")
+    method = paper.average_margin_by_method({"lcr": {"test": (EPOCHS, AVERAGE)}}, title="t")
     training = plots.training_curves({"std": TRAINING, "lcr": TRAINING}, title="t")
     robust = plots.robust_accuracy_curves({"mnist-mlp lcr": ([0], [0.5])}, title="t")
     colours = {
@@ -177,11 +177,11 @@ def test_a_method_has_one_colour_in_all_figures():
 
 def test_labels_of_one_figure_never_look_alike():
     labels = ["mlp std", "cnn std", "std", "a", "b", "train", "adversarial", "svm", "c"]
-    looks = drawing.looks(labels)
+    looks = style.looks(labels)
     assert list(looks) == labels
     assert len(set(looks.values())) == len(labels)
-    assert looks["mlp std"] == drawing.LOOKS["std"]
-    assert len(drawing.looks(map(str, range(50)))) == 50  # more labels than looks: they repeat
+    assert looks["mlp std"] == style.LOOKS["std"]
+    assert len(style.looks(map(str, range(50)))) == 50  # more labels than looks: they repeat
 
 
 def test_histograms_count_every_point_on_common_bins_with_an_edge_at_zero():
@@ -271,19 +271,19 @@ def test_the_worst_case_is_drawn_dashed_in_the_colour_of_its_method():
 
 def test_brackets_are_sorted_by_the_attack_and_count_what_leaves_them():
     points = {"certified": [0.1, 0.2, 0.3], "estimated": [0.5, 0.9, 0.4], "attacked": [0.6, 0.8, 0.45]}
-    figure = plots.brackets({"amr": points}, title="t")
+    figure = paper.brackets({"amr": points}, title="t")
     drawn = lines(figure.axes[0])
     assert_allclose(drawn["attacked"].get_ydata(), [0.45, 0.6, 0.8])
     assert_allclose(drawn["estimated"].get_ydata(), [0.4, 0.5, 0.9])
     assert_allclose(drawn["certified"].get_ydata(), [0.3, 0.1, 0.2])
     assert "1 of 3" in titles(figure)[0].replace("\n", " ")
     with pytest.raises(ValueError, match="lacks attacked"):
-        plots.brackets({"amr": {"certified": [1.0], "estimated": [1.0]}}, title="t")
+        paper.brackets({"amr": {"certified": [1.0], "estimated": [1.0]}}, title="t")
 
 
 def test_pareto_front_marks_its_points():
     points = {"SVM": (0.3, 0.8), "mean difference": (-0.2, 1.4)}
-    figure = plots.pareto_front((MINIMUM, AVERAGE), points, title="t", path=([-0.5, 0.0, 0.2], [1.2, 1.0, 0.8]))
+    figure = case_study.pareto_front((MINIMUM, AVERAGE), points, title="t", path=([-0.5, 0.0, 0.2], [1.2, 1.0, 0.8]))
     drawn = lines(figure.axes[0])
     assert legend(figure) == ["Pareto front", "path of training", "SVM", "mean difference"]
     assert_array_equal(drawn["Pareto front"].get_xydata(), np.transpose([MINIMUM, AVERAGE]))
@@ -296,18 +296,18 @@ def test_pareto_front_marks_its_points():
 
 @pytest.mark.parametrize("path", [None, ([0.1], [1.0]), ([np.inf], [1.0]), ([0.1, 0.1], [1.0, 1.0]), ([], [])])
 def test_pareto_front_takes_any_path(path):
-    plots.pareto_front((MINIMUM, AVERAGE), {"SVM": (0.3, np.inf)}, title="t", path=path).draw_without_rendering()
+    case_study.pareto_front((MINIMUM, AVERAGE), {"SVM": (0.3, np.inf)}, title="t", path=path).draw_without_rendering()
 
 
 def test_direction_convergence_is_doubly_logarithmic():
     curves = {"gd": ([0, 1, 10, 100], [2.0, 1.0, np.inf, 0.1]), "adam": ([1, 10], [0.5, 0.0])}
-    figure = plots.direction_convergence(curves, title="t")
+    figure = case_study.direction_convergence(curves, title="t")
     (axes,) = figure.axes
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
     assert set(notes(figure)[0].split("\n")) == {"1 not finite", "2 not positive"}
     assert_array_equal(lines(axes)["gd"].get_ydata(), [1.0, np.nan, 0.1])
     figure.draw_without_rendering()
-    plots.direction_convergence({"gd": ([1, 2], [0.0, 0.0])}, title="t").draw_without_rendering()
+    case_study.direction_convergence({"gd": ([1, 2], [0.0, 0.0])}, title="t").draw_without_rendering()
 
 
 def test_save_gives_the_same_bytes_without_date_or_version(tmp_path):
@@ -318,7 +318,7 @@ def test_save_gives_the_same_bytes_without_date_or_version(tmp_path):
     assert first == second
     assert first.startswith(b"\x89PNG\r\n\x1a\n")
     assert matplotlib.__version__.encode() not in first and b"tEXt" not in first
-    assert int.from_bytes(first[16:20], "big") == drawing.WIDTH * 150
+    assert int.from_bytes(first[16:20], "big") == style.WIDTH * 150
 
 
 def test_save_is_atomic(tmp_path):
@@ -340,4 +340,4 @@ def test_no_global_state():
     before = dict(matplotlib.rcParams)
     plots.margin_curves({"train": CURVE}, title="t")
     assert dict(matplotlib.rcParams) == before
-    assert "pyplot" not in vars(sys.modules["jaxmargin.lab.plots"])
+    assert all("pyplot" not in vars(module) for module in (drawing, plots, style, paper, case_study))

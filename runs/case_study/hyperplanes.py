@@ -97,7 +97,7 @@ def classifier(label: str, direction: Direction, task: Task) -> Classifier:
     return Classifier(label, direction, train, test)
 
 
-def at(label: str, v: NDArray, task: Task) -> Classifier:
+def at(label: str, v: NDArray[np.float32], task: Task) -> Classifier:
     """The row of a descent at v = (w, b)."""
     return classifier(label, Direction(v[:-1].astype(np.float64), float(v[-1])), task)
 

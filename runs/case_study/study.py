@@ -29,6 +29,7 @@ from runs.case_study.hyperplanes import (
 __all__ = ["METHODS", "Method", "Result", "Trace", "default_step", "descend", "run"]
 
 Array = NDArray[np.float64]
+Floats = NDArray[np.float32]
 
 
 class Method(NamedTuple):
@@ -60,16 +61,25 @@ class Trace(NamedTuple):
       v: (w, b) at the marked epochs [k, p + 1].
     """
 
-    log_loss: NDArray
-    train_error: NDArray
-    test_error: NDArray
-    minimum: NDArray
-    average: NDArray
-    distance: NDArray
-    v: NDArray
+    log_loss: Floats
+    train_error: Floats
+    test_error: Floats
+    minimum: Floats
+    average: Floats
+    distance: Floats
+    v: Floats
 
 
 # The descent.
+
+
+class _Descent(NamedTuple):
+    """Weights v [p + 1], what was accumulated g [p + 1], logits s [n], and v at the marked epochs so far [k, p + 1]."""
+
+    v: jax.Array
+    g: jax.Array
+    s: jax.Array
+    marked: jax.Array
 
 
 def _log_softplus(s: jax.Array) -> jax.Array:
@@ -155,7 +165,7 @@ def descend(
     aims = jnp.asarray(units, jnp.float32).reshape(-1, zs.shape[1] - 1)  # [r, p]
     kept = jnp.asarray(list(marks), jnp.int32)  # [k]
 
-    def epoch(state: tuple, t: jax.Array) -> tuple[tuple, tuple]:
+    def epoch(state: _Descent, t: jax.Array) -> tuple[_Descent, tuple[jax.Array, ...]]:
         v, g, s, marked = state
         slope = method.weigh(s) @ zs  # [p + 1]
         g = method.momentum(t.astype(jnp.float32)) * (g + slope)
@@ -165,17 +175,17 @@ def descend(
         log_loss = jax.nn.logsumexp(_log_softplus(s)) - jnp.log(len(s))
         distance = jnp.linalg.norm((v[:-1] / size)[None] - aims, axis=1)  # [r]
         measured = (log_loss, jnp.mean(s <= 0), jnp.mean(test @ v <= 0), s.min() / size, s.mean() / size, distance)
-        return (v, g, s, marked), measured
+        return _Descent(v, g, s, marked), measured
 
     @jax.jit
-    def run() -> tuple:
+    def run() -> tuple[_Descent, tuple[jax.Array, ...]]:
         v = jnp.zeros(zs.shape[1])
-        start = (v, v, jnp.zeros(len(zs)), jnp.zeros((len(kept), len(v))))
+        start = _Descent(v, v, jnp.zeros(len(zs)), jnp.zeros((len(kept), len(v))))
         return jax.lax.scan(epoch, start, jnp.arange(epochs))
 
     with jax.default_matmul_precision("float32"):
-        (*_, marked), measured = jax.block_until_ready(run())
-    return Trace(*map(np.asarray, (*measured, marked)))
+        last, measured = run()
+    return Trace(*map(np.asarray, (*measured, last.marked)))
 
 
 # The whole of it.

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from jaxmargin.lab.figures import drawing
+from jaxmargin.lab.figures import drawing, style
 from runs.mma.toy_classifier import OneDimension
 
 Points = NDArray[np.float64]
@@ -29,8 +29,8 @@ LETTERS_A_ROW = 80  # of the panels' names and notes
 DOTS = 3.0  # between the dots of a line, in its widths
 LEVELS = 20  # of the contours, about
 COLOURS = ("#882255", "#e69f00", "#0072b2", "#009e73", "#56b4e9", "#666666")  # far apart: histograms overlap
-STEPS = (drawing.INK, "#0072b2", "#882255", "#e69f00")  # none; at the point, as std; at its boundary, as mma; beyond
-HERE: dict[str, Any] = dict(marker="o", color=drawing.PAPER, mec=drawing.INK, markersize=7.0, linestyle="none")
+STEPS = (style.INK, "#0072b2", "#882255", "#e69f00")  # none; at the point, as std; at its boundary, as mma; beyond
+HERE: dict[str, Any] = dict(marker="o", color=style.PAPER, mec=style.INK, markersize=7.0, linestyle="none")
 
 
 def margin_spread(
@@ -81,7 +81,7 @@ def margin_spread(
     row[0].set_ylim(0.0)
     _apart(row)
     handles = [Line2D([], [], color=colour, linewidth=5, label=method) for method, colour in colours.items()]
-    budget = Line2D([], [], color=drawing.QUIET, linestyle=":", linewidth=1.8, label="epsilon or d_max")
+    budget = Line2D([], [], color=style.QUIET, linestyle=":", linewidth=1.8, label="epsilon or d_max")
     drawing.legend(figure, [*handles, budget] if epsilons else handles)
     return figure
 
@@ -112,14 +112,14 @@ def landscapes(grids: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike, ArrayL
         known, side = np.ma.masked_invalid(loss.T), np.ma.masked_invalid(margin.T)  # [k, m]
         drawn = axes.contourf(first, second, known, levels, cmap="RdBu_r", vmin=-limit, vmax=limit)
         if side.count() and side.min() < 0 < side.max():
-            axes.contour(first, second, side, [0.0], colors=drawing.INK, linewidths=2.6)
+            axes.contour(first, second, side, [0.0], colors=style.INK, linewidths=2.6)
         axes.plot(0.0, 0.0, zorder=3, **HERE)
         drawing.note(axes, int(np.sum(~np.isfinite(loss))), "not finite")
     _apart(row)
     bar = figure.colorbar(drawn, ax=row, fraction=0.04, pad=0.02)
-    bar.set_label("soft margin loss", fontsize=drawing.LABEL_SIZE, color=drawing.INK)
-    bar.ax.tick_params(labelsize=drawing.TICK_SIZE)
-    boundary = Line2D([], [], color=drawing.INK, linewidth=2.6, label="decision boundary")
+    bar.set_label("soft margin loss", fontsize=style.LABEL_SIZE, color=style.INK)
+    bar.ax.tick_params(labelsize=style.TICK_SIZE)
+    boundary = Line2D([], [], color=style.INK, linewidth=2.6, label="decision boundary")
     drawing.legend(figure, [boundary, Line2D([], [], **HERE, label="the point")])
     return figure
 
@@ -148,15 +148,15 @@ def one_dimension(result: OneDimension, *, title: str) -> Figure:
     figure, (left, right) = drawing.panels(title, names, xlabel="distance from the point", ylabel="loss", height=4.6)
     right.set(xlabel="where the step lowers the loss", ylabel="change of the margin")
     for axes in (left, right):
-        axes.axhline(0.0, color=drawing.QUIET, linewidth=1.0, zorder=1)
-        axes.axvline(margin, color=drawing.QUIET, linestyle=":", linewidth=1.6, label="boundary before a step")
+        axes.axhline(0.0, color=style.QUIET, linewidth=1.0, zorder=1)
+        axes.axvline(margin, color=style.QUIET, linestyle=":", linewidth=1.6, label="boundary before a step")
     change = sweep[1] - margin
-    drawing.line(right, "_change", sweep[0], change, drawing.Look(drawing.INK, ""))
-    drawing.line(right, "change to first order", sweep[0], sweep[2] - margin, drawing.Look(drawing.QUIET, ""), "--")
-    right.fill_between(sweep[0], change, 0.0, where=change <= 0, color=drawing.WRONG_SIDE, alpha=0.18, linewidth=0)
+    drawing.line(right, "_change", sweep[0], change, style.Look(style.INK, ""))
+    drawing.line(right, "change to first order", sweep[0], sweep[2] - margin, style.Look(style.QUIET, ""), "--")
+    right.fill_between(sweep[0], change, 0.0, where=change <= 0, color=style.WRONG_SIDE, alpha=0.18, linewidth=0)
     colours = dict(zip(curves, itertools.cycle(STEPS)))
     for (label, (xs, heights)), place, moved in zip(curves.items(), (None, *places), (margin, *kept), strict=True):
-        drawing.line(left, label, xs, heights, drawing.Look(colours[label], ""))
+        drawing.line(left, label, xs, heights, style.Look(colours[label], ""))
         _mark(left, moved, 0.0, colours[label])
         if place is not None:
             _mark(right, place, moved - margin, colours[label])
@@ -173,15 +173,15 @@ def _where(place: float, margin: float) -> str:
 
 def _mark(axes: Axes, x: float, y: float, colour: str) -> None:
     """One point, which the legend leaves out."""
-    style: dict[str, Any] = {"markersize": 9.0, "markeredgecolor": drawing.PAPER, "markeredgewidth": 1.2, "zorder": 4}
-    axes.plot(x, y, color=colour, marker="o", linestyle="none", **style)
+    ring: dict[str, Any] = {"markeredgecolor": style.PAPER, "markeredgewidth": 1.2}
+    axes.plot(x, y, color=colour, marker="o", markersize=9.0, linestyle="none", zorder=4, **ring)
 
 
 def _colours(methods: Iterable[str]) -> dict[str, str]:
     """A known word in a method's name decides its colour, unless an earlier one took it; the others take turns."""
     chosen: dict[str, str] = {}
     for method in methods:
-        known = [drawing.LOOKS[word].colour for word in re.split("[^a-z]+", method.lower()) if word in drawing.LOOKS]
+        known = [style.LOOKS[word].colour for word in re.split("[^a-z]+", method.lower()) if word in style.LOOKS]
         free = [colour for colour in (*known[-1:], *COLOURS) if colour not in chosen.values()]
         chosen[method] = free[0] if free else COLOURS[len(chosen) % len(COLOURS)]
     return chosen
@@ -191,14 +191,14 @@ def _panels(title: str, names: Sequence[str], *, xlabel: str, ylabel: str, heigh
     """Named panels on common axes, labelled at the outside: a row of up to four, else smaller ones."""
     if len(names) > PANELS_IN_A_ROW:
         figure, row = drawing.grid(title, len(names))
-        figure.set_size_inches(drawing.WIDTH, 1.25 * figure.get_figheight())
+        figure.set_size_inches(style.WIDTH, 1.25 * figure.get_figheight())
         figure.supxlabel("")  # a legend below the panels would cover it
         figure.supylabel("")
         columns = _columns(len(row))
         for axes in row[-columns:]:
-            axes.set_xlabel(xlabel, fontsize=drawing.LABEL_SIZE, color=drawing.INK)
+            axes.set_xlabel(xlabel, fontsize=style.LABEL_SIZE, color=style.INK)
         for axes in row[::columns]:
-            axes.set_ylabel(ylabel, fontsize=drawing.LABEL_SIZE, color=drawing.INK)
+            axes.set_ylabel(ylabel, fontsize=style.LABEL_SIZE, color=style.INK)
     else:
         figure, row = drawing.panels(title, names, xlabel=xlabel, ylabel=ylabel, height=height)
         for axes in row[1:]:
@@ -207,13 +207,13 @@ def _panels(title: str, names: Sequence[str], *, xlabel: str, ylabel: str, heigh
             axes.tick_params(labelleft=False)
             axes.set_ylabel("")
     for axes, name in zip(row, names, strict=True):
-        axes.set_title(name, loc="left", fontsize=drawing.LABEL_SIZE, color=drawing.INK)
+        axes.set_title(name, loc="left", fontsize=style.LABEL_SIZE, color=style.INK)
     return figure, row
 
 
 def _columns(size: int) -> int:
     """How many of so many panels stand in a row."""
-    rows = -(-size // drawing.PANELS_A_ROW)
+    rows = -(-size // style.PANELS_A_ROW)
     return -(-size // rows)
 
 
@@ -225,7 +225,7 @@ def _apart(row: Sequence[Axes]) -> None:
         lines = textwrap.fill(name, letters)
         if note and len(name) + len(note) > letters:
             lines += "\n" * (1 + note.count("\n"))
-        axes.set_title(lines, loc="left", fontsize=drawing.LABEL_SIZE, color=drawing.INK)
+        axes.set_title(lines, loc="left", fontsize=style.LABEL_SIZE, color=style.INK)
 
 
 def _steps(axes: Axes, values: Points, edges: Points, colour: str) -> None:
@@ -239,12 +239,12 @@ def _steps(axes: Axes, values: Points, edges: Points, colour: str) -> None:
 def _say_zeros(axes: Axes, methods: Mapping[str, Points], colours: Mapping[str, str]) -> None:
     """Writes each method's share of zero distances, in its colour: as bars they would flatten all the others."""
     shares = {method: 100.0 * np.mean(values == 0) for method, values in methods.items() if np.any(values == 0)}
-    size = drawing.TICK_SIZE if len(shares) <= 3 else 7.5
-    paper: dict[str, Any] = {"facecolor": drawing.PAPER, "alpha": 0.8, "linewidth": 0, "pad": 0.8}
+    size = style.TICK_SIZE if len(shares) <= 3 else 7.5
+    paper: dict[str, Any] = {"facecolor": style.PAPER, "alpha": 0.8, "linewidth": 0, "pad": 0.8}
     for position, (method, share) in enumerate(shares.items()):
-        style: dict[str, Any] = {"color": colours[method], "fontsize": size, "ha": "right", "va": "top", "bbox": paper}
+        text: dict[str, Any] = {"color": colours[method], "fontsize": size, "ha": "right", "va": "top", "bbox": paper}
         place = (-2.0, -2.0 - 1.3 * size * position)  # points, from the upper right
-        axes.annotate(f"{share:.2g}% at 0", (1, 1), place, "axes fraction", textcoords="offset points", **style)
+        axes.annotate(f"{share:.2g}% at 0", (1, 1), place, "axes fraction", textcoords="offset points", **text)
 
 
 def _dotted(epsilons: Mapping[str, float]) -> dict[str, tuple[float, tuple[float, tuple[float, float]]]]:

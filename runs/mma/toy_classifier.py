@@ -170,7 +170,7 @@ def measure(
         return loss_fn(restore(parameters), s)
 
     def direction(s: jax.Array) -> jax.Array:
-        gradient = jax.grad(loss_of)(flat, s)
+        gradient: jax.Array = jax.grad(loss_of)(flat, s)
         return gradient / jnp.maximum(jnp.linalg.norm(gradient), 1e-30)
 
     def stepped(s: jax.Array) -> tuple[jax.Array, jax.Array]:

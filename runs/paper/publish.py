@@ -13,6 +13,8 @@ from jaxmargin.lab.report.page import Section, csv_table, markdown_table, write_
 from jaxmargin.lab.stages import Arrays, read_arrays
 from jaxmargin.lab.tables import SPLITS, Card, brackets, costs, curve, flags, numbers, table, trade_off
 from runs.paper.cell import METHODS, MODELS
+from runs.paper.plots import average_margin_by_method
+from runs.paper.plots import brackets as draw_brackets
 
 __all__ = ["Published", "publish"]
 
@@ -126,7 +128,7 @@ def _figures(cells: list[_Cell], folder: Path) -> dict[str, list[tuple[Path, str
         add("margins", f"margins-{model}", plots.margin_curves(curves, title=f"{name}, {shown}"),
             f"Minimum and average margin of the {model} model under {shown}.")  # fmt: skip
         averages = {method: _averages(cell) for method, cell in chosen.items()}
-        add("average", f"average-margin-{model}", plots.average_margin_by_method(averages, title=name),
+        add("average", f"average-margin-{model}", average_margin_by_method(averages, title=name),
             f"Average margin of the {model} model by training method.")  # fmt: skip
         robust, worst = (
             {method: _robust(cell.card, key) for method, cell in chosen.items()}
@@ -135,7 +137,7 @@ def _figures(cells: list[_Cell], folder: Path) -> dict[str, list[tuple[Path, str
         add("robust", f"robust-accuracy-{model}", plots.robust_accuracy_curves(robust, title=name, worst=worst),
             f"Accuracy of the {model} model under the published attack and in the worst case; 0 is clean.")  # fmt: skip
         between = {method: _between(cell) for method, cell in chosen.items()}
-        add("brackets", f"brackets-{model}", plots.brackets(between, title=name),
+        add("brackets", f"brackets-{model}", draw_brackets(between, title=name),
             f"Certified, estimated and attacked distances of the test points of the {model} model.")  # fmt: skip
         losses = {method: _losses(cell) for method, cell in chosen.items()}
         add("training", f"training-{model}", plots.training_curves(losses, title=name),

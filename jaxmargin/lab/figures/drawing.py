@@ -1,12 +1,12 @@
-"""The look of the figures: which colours, markers and dashes a label gets, how axes are dressed, and the legend.
+"""What figures are drawn with: panels dressed in one ``style``, lines and bars, axes, and the legend.
 
-The colours are Okabe and Ito's and Tol's, safe for colour-blind readers. What cannot be drawn is counted by `note`.
+What cannot be drawn is counted by `note`.
 """
 
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,54 +15,14 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
+from jaxmargin.lab.figures import style
+
 __all__ = [
-    "DOTS_PER_INCH", "LOOKS", "PAPER", "QUIET", "SPLIT_DASHES", "WIDTH", "Look", "array", "bin_edges", "epoch_axis",
-    "filled", "from_zero", "grid", "histogram", "legend", "line", "log_axis", "looks", "note", "panels", "path",
-    "percent", "read", "reference",
+    "array", "bin_edges", "epoch_axis", "filled", "from_zero", "grid", "histogram", "legend", "line", "log_axis",
+    "note", "panels", "path", "percent", "read", "reference",
 ]  # fmt: skip
 
 Points = NDArray[np.float64]
-
-
-class Look(NamedTuple):
-    """The colour and the marker of one label."""
-
-    colour: str
-    marker: str
-
-
-INK, QUIET, GRID, PAPER = "#1c2026", "#5b6470", "#e3e6ea", "#ffffff"
-BARS, REFERENCE_BARS, WRONG_SIDE = "#5b8db8", "#8a8f98", "#d55e00"
-LOOKS = {  # by a word in the label
-    "std": Look("#0072b2", "o"),
-    "lcr": Look("#e69f00", "s"),
-    "amr": Look("#009e73", "^"),
-    "adversarial": Look("#cc79a7", "D"),
-    "trades": Look("#56b4e9", "v"),
-    "mma": Look("#882255", "P"),
-    "train": Look("#332288", "o"),
-    "test": Look("#d55e00", "s"),
-    "svm": Look(INK, "*"),
-    "difference": Look("#56b4e9", "s"),  # of the two class means
-    "descent": Look("#882255", "o"),
-    "gd": Look("#882255", "o"),
-    "certified": Look("#0072b2", "s"),
-    "estimated": Look("#e69f00", "o"),
-    "attacked": Look("#882255", "^"),
-}
-_COLOURS, _MARKERS = ("#cc79a7", "#999933", "#44aa99", "#666666", "#88ccee", "#661100"), "DvPX<>"
-# Each colour with each marker; both change from one look to the next.
-OTHER_LOOKS = tuple(
-    Look(colour, _MARKERS[(i + turn) % len(_MARKERS)]) for turn in range(6) for i, colour in enumerate(_COLOURS)
-)
-SPLIT_DASHES: dict[str, Any] = {"test": "-", "train": "--"}
-REFERENCE_DASHES = ((0, (6, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
-MARKED_UP_TO = 40  # points; a longer curve is a plain line
-DOTS_PER_INCH = 150
-TITLE_SIZE, LABEL_SIZE, TICK_SIZE = 12.0, 10.0, 9.0
-WIDTH, HEIGHT = 10.0, 3.9  # inches, of a row of panels
-PANELS_A_ROW, LETTERS_A_PANEL = 5, 19  # of histograms
-PLAIN_UP_TO = 2e4  # an axis that ends beyond writes powers of ten
 
 # Reading the arguments.
 
@@ -98,82 +58,72 @@ def percent(label: str, fractions: Points) -> Points:
     return 100.0 * fractions
 
 
-def looks(labels: Iterable[str]) -> dict[str, Look]:
-    """A known word in a label decides its look, unless an earlier label took it; the others take theirs in turn."""
-    chosen: dict[str, Look] = {}
-    for label in labels:
-        known = [LOOKS[word] for word in re.split(r"[^a-z]+", label.lower()) if word in LOOKS]
-        free = [look for look in (*known[-1:], *OTHER_LOOKS) if look not in chosen.values()]
-        chosen[label] = free[0] if free else OTHER_LOOKS[len(chosen) % len(OTHER_LOOKS)]
-    return chosen
-
-
 # Drawing.
 
 
 def _figure(title: str, width: float, height: float) -> Figure:
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08)
-    figure = Figure(figsize=(width, height), facecolor=PAPER, layout=layout)
-    text = textwrap.fill(title, int(width * 9.5))  # letters of TITLE_SIZE to a line
-    figure.suptitle(text, x=0.012, ha="left", fontsize=TITLE_SIZE, fontweight="bold", color=INK)
+    figure = Figure(figsize=(width, height), facecolor=style.PAPER, layout=layout)
+    text = textwrap.fill(title, int(width * 9.5))  # letters of style.TITLE_SIZE to a line
+    figure.suptitle(text, x=0.012, ha="left", fontsize=style.TITLE_SIZE, fontweight="bold", color=style.INK)
     return figure
 
 
 def panels(
-    title: str, names: Sequence[str], *, xlabel: str, ylabel: str, height: float = HEIGHT
+    title: str, names: Sequence[str], *, xlabel: str, ylabel: str, height: float = style.HEIGHT
 ) -> tuple[Figure, list[Axes]]:
     """A figure with named panels in a row, dressed and labelled."""
-    figure = _figure(title, WIDTH if len(names) > 1 else 0.72 * WIDTH, height)
+    figure = _figure(title, style.WIDTH if len(names) > 1 else 0.72 * style.WIDTH, height)
     row = list(figure.subplots(1, len(names), squeeze=False).flat)
     for axes, name in zip(row, names, strict=True):
         _dress(axes)
-        axes.set_title(name, loc="left", fontsize=LABEL_SIZE, color=INK)
-        axes.set_xlabel(xlabel, fontsize=LABEL_SIZE, color=INK)
-        axes.set_ylabel(ylabel, fontsize=LABEL_SIZE, color=INK)
+        axes.set_title(name, loc="left", fontsize=style.LABEL_SIZE, color=style.INK)
+        axes.set_xlabel(xlabel, fontsize=style.LABEL_SIZE, color=style.INK)
+        axes.set_ylabel(ylabel, fontsize=style.LABEL_SIZE, color=style.INK)
     return figure, row
 
 
 def grid(title: str, size: int) -> tuple[Figure, list[Axes]]:
     """A figure with panels for histograms on common axes, at most five a row."""
-    rows = -(-size // PANELS_A_ROW)
+    rows = -(-size // style.PANELS_A_ROW)
     columns = -(-size // rows)
-    figure = _figure(title, min(max(2.3 * columns, 4.5), WIDTH), 1.0 + 1.75 * rows)
+    figure = _figure(title, min(max(2.3 * columns, 4.5), style.WIDTH), 1.0 + 1.75 * rows)
     places = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
     for axes in places[size:]:
         axes.remove()
         places[places.index(axes) - columns].tick_params(labelbottom=True)
     for axes in places[:size]:
         _dress(axes)
-    figure.supxlabel("margin", fontsize=LABEL_SIZE, color=INK)
-    figure.supylabel("points", fontsize=LABEL_SIZE, color=INK)
+    figure.supxlabel("margin", fontsize=style.LABEL_SIZE, color=style.INK)
+    figure.supylabel("points", fontsize=style.LABEL_SIZE, color=style.INK)
     return figure, places[:size]
 
 
 def _dress(axes: Axes) -> None:
-    axes.grid(True, color=GRID, linewidth=0.8)
+    axes.grid(True, color=style.GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(QUIET)
-    axes.tick_params(labelsize=TICK_SIZE, color=QUIET, labelcolor=INK, length=3)
+    axes.spines[["left", "bottom"]].set_color(style.QUIET)
+    axes.tick_params(labelsize=style.TICK_SIZE, color=style.QUIET, labelcolor=style.INK, length=3)
 
 
-def line(axes: Axes, label: str, x: Points, y: Points, look: Look, dash: Any = "-", **style: Any) -> None:
+def line(axes: Axes, label: str, x: Points, y: Points, look: style.Look, dash: Any = "-", **options: Any) -> None:
     """A curve with its markers; a dashed one lies on top with open markers, so that a curve it meets stays visible."""
     finite = np.isfinite(x) & np.isfinite(y)
-    marked = look.marker and (len(x) <= MARKED_UP_TO or dash == "none")
+    marked = look.marker and (len(x) <= style.MARKED_UP_TO or dash == "none")
     default: dict[str, Any] = {"linewidth": 1.8, "marker": look.marker if marked else "none"}
-    full = {"markersize": 5.5, "markeredgecolor": PAPER, "markeredgewidth": 0.7, "zorder": 2.0}
-    hollow = {"markersize": 4.5, "markerfacecolor": PAPER, "markeredgewidth": 1.2, "zorder": 2.1}
-    style = default | (hollow if dash == "--" else full) | style
-    axes.plot(x, np.where(finite, y, np.nan), label=label, color=look.colour, linestyle=dash, **style)
+    full = {"markersize": 5.5, "markeredgecolor": style.PAPER, "markeredgewidth": 0.7, "zorder": 2.0}
+    hollow = {"markersize": 4.5, "markerfacecolor": style.PAPER, "markeredgewidth": 1.2, "zorder": 2.1}
+    options = default | (hollow if dash == "--" else full) | options
+    axes.plot(x, np.where(finite, y, np.nan), label=label, color=look.colour, linestyle=dash, **options)
     note(axes, int(np.sum(~finite)), "not finite")
 
 
 def reference(axes: Axes, label: str, value: float, position: int) -> None:
     """A horizontal line across a panel."""
     if np.isfinite(value):
-        dash = REFERENCE_DASHES[position % len(REFERENCE_DASHES)]
-        axes.axhline(value, label=label, color=INK, linestyle=dash, linewidth=1.4, zorder=1.5)
+        dash = style.REFERENCE_DASHES[position % len(style.REFERENCE_DASHES)]
+        axes.axhline(value, label=label, color=style.INK, linestyle=dash, linewidth=1.4, zorder=1.5)
     note(axes, int(not np.isfinite(value)), "not finite")
 
 
@@ -186,22 +136,27 @@ def note(axes: Axes, number: int, what: str) -> None:
         text = said.replace(match[0], f"{int(match[1]) + number} {what}")
     else:
         text = f"{said}\n{number} {what}".strip()
-    axes.set_title(text, loc="right", fontsize=TICK_SIZE, color=QUIET)
+    axes.set_title(text, loc="right", fontsize=style.TICK_SIZE, color=style.QUIET)
 
 
 def path(axes: Axes, label: str, x: Points, y: Points, colour: str) -> None:
     """A trajectory through a plane: a ring marks its start, an arrow its way."""
-    line(axes, label, x, y, Look(colour, ""), linewidth=1.6)
+    line(axes, label, x, y, style.Look(colour, ""), linewidth=1.6)
     finite = np.isfinite(x) & np.isfinite(y)
     places = np.stack([x[finite], y[finite]], axis=1)  # [t, 2]
     if len(places):
-        axes.plot(*places[0], color=PAPER, marker="o", markeredgecolor=colour, markeredgewidth=1.6, markersize=6)
+        axes.plot(*places[0], color=style.PAPER, marker="o", markeredgecolor=colour, markeredgewidth=1.6, markersize=6)
     steps = np.diff(places, axis=0) / np.maximum(np.ptp(places, axis=0), 1e-12) if len(places) else places  # [t - 1, 2]
     travelled = np.cumsum([0.0, *np.hypot(steps[:, 0], steps[:, 1])])  # [t]
     if travelled[-1] > 0:
         tail, head = ([np.interp(part * travelled[-1], travelled, place) for place in places.T] for part in (0.45, 0.5))
-        style = "-|>,head_length=0.9,head_width=0.3"
-        arrow = {"arrowstyle": style, "color": colour, "mutation_scale": 14, "shrinkA": 0, "shrinkB": 0}
+        arrow = {
+            "arrowstyle": "-|>,head_length=0.9,head_width=0.3",
+            "color": colour,
+            "mutation_scale": 14,
+            "shrinkA": 0,
+            "shrinkB": 0,
+        }
         axes.annotate("", xy=(head[0], head[1]), xytext=(tail[0], tail[1]), arrowprops=arrow)
 
 
@@ -209,18 +164,20 @@ def histogram(axes: Axes, label: str, margins: Points, edges: Points) -> None:
     """The bars of one panel, with zero and the mean marked."""
     finite = margins[np.isfinite(margins)]
     counts, _ = np.histogram(finite, edges)  # [bins]
-    colour = BARS if "epoch" in label.lower() else REFERENCE_BARS
-    colours = [WRONG_SIDE if right <= 0 else colour for right in edges[1:]]
+    colour = style.BARS if "epoch" in label.lower() else style.REFERENCE_BARS
+    colours = [style.WRONG_SIDE if right <= 0 else colour for right in edges[1:]]
     axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=colours, linewidth=0)
-    axes.axvline(0.0, color=INK, linewidth=1.0)
-    axes.set_title(label, loc="left", fontsize=LABEL_SIZE, color=INK)
+    axes.axvline(0.0, color=style.INK, linewidth=1.0)
+    axes.set_title(label, loc="left", fontsize=style.LABEL_SIZE, color=style.INK)
     if len(finite):
-        axes.axvline(float(finite.mean()), color=INK, linewidth=1.2, linestyle=(0, (3, 2)))
-        axes.set_title(f"mean {finite.mean():#.3g}".rstrip("."), loc="right", fontsize=TICK_SIZE, color=QUIET)
+        axes.axvline(float(finite.mean()), color=style.INK, linewidth=1.2, linestyle=(0, (3, 2)))
+        mean = f"mean {finite.mean():#.3g}".rstrip(".")
+        axes.set_title(mean, loc="right", fontsize=style.TICK_SIZE, color=style.QUIET)
     note(axes, len(margins) - len(finite), "not finite")
     beside = axes.get_title(loc="right").split("\n")
-    if len(label) + max(map(len, beside)) > LETTERS_A_PANEL:
-        axes.set_title(label + "\n" * len(beside), loc="left", fontsize=LABEL_SIZE, color=INK)  # above, not beside
+    if len(label) + max(map(len, beside)) > style.LETTERS_A_PANEL:
+        above = label + "\n" * len(beside)
+        axes.set_title(above, loc="left", fontsize=style.LABEL_SIZE, color=style.INK)
 
 
 def bin_edges(values: Points, bins: int) -> Points:
@@ -256,7 +213,7 @@ def epoch_axis(axes: Axes, epochs: Sequence[Points], log_x: bool) -> None:
     else:
         axes.set_xscale("symlog", linthresh=1.0, linscale=0.4)
         axes.set_xlim(low - 0.3, max(high, 1.0) * 1.3)
-        if high <= PLAIN_UP_TO:
+        if high <= style.PLAIN_UP_TO:
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
@@ -267,7 +224,7 @@ def log_axis(axis: Any) -> None:
     subs = (1.0,) if high >= 100 * low else (1.0, 2.0, 5.0)  # a short axis needs more than its powers of ten
     axis.set_major_locator(LogLocator(subs=subs))
     axis.set_minor_locator(NullLocator())
-    if low >= 1e-4 and high <= PLAIN_UP_TO:
+    if low >= 1e-4 and high <= style.PLAIN_UP_TO:
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
@@ -285,5 +242,7 @@ def legend(figure: Figure, handles: Sequence[Any] = ()) -> None:
     width = figure.get_figwidth() - 0.3
     fitting = len(unique) if sum(widths) <= width else max(int(width / max(widths)), 1)
     rows = -(-len(unique) // fitting)
-    style = {"ncols": -(-len(unique) // rows), "frameon": False, "fontsize": LABEL_SIZE, "labelcolor": INK}
-    figure.legend(handles=[handle for _, handle in unique], loc="outside lower center", **style)
+    figure.legend(
+        handles=[handle for _, handle in unique], loc="outside lower center", ncols=-(-len(unique) // rows),
+        frameon=False, fontsize=style.LABEL_SIZE, labelcolor=style.INK,
+    )  # fmt: skip

@@ -1,32 +1,25 @@
-"""Figures of margins and robustness, as `matplotlib.figure.Figure` objects: no pyplot, no backend, no global state.
+"""Figures that several studies draw, as `matplotlib.figure.Figure` objects: no pyplot, no backend, no global state.
 
-A method (std, lcr, amr) and a split (train, test) keep one colour and one marker in every figure (`drawing`). What
+A method (std, lcr, amr) and a split (train, test) keep one colour and one marker in every figure (`style`). What
 cannot be drawn (an infinite margin) is left out and counted above its panel.
 """
 
 import io
 import os
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from jaxmargin.brackets import contradicts
 from jaxmargin.lab import files
-from jaxmargin.lab.figures import drawing
+from jaxmargin.lab.figures import drawing, style
 
 __all__ = [
-    "average_margin_by_method",
-    "brackets",
-    "direction_convergence",
     "margin_curves",
     "margin_histograms",
-    "pareto_front",
     "robust_accuracy_curves",
     "save",
     "training_curves",
@@ -60,8 +53,8 @@ def margin_curves(
     """
     series = drawing.read(curves, "curves")
     figure, panels = drawing.panels(title, ("Minimum margin", "Average margin"), xlabel="epoch", ylabel="margin")
-    looks = drawing.looks(series)
-    dashes = drawing.SPLIT_DASHES if len(series) > 1 else {}
+    looks = style.looks(series)
+    dashes = style.SPLIT_DASHES if len(series) > 1 else {}
     for column, axes in enumerate(panels, start=1):
         for label, arrays in series.items():
             drawing.line(axes, label, arrays[0], arrays[column], looks[label], dashes.get(label, "-"))
@@ -69,34 +62,6 @@ def margin_curves(
             drawing.reference(axes, label, float(values[column - 1]), position)
         drawing.epoch_axis(axes, [arrays[0] for arrays in series.values()], log_x)
     drawing.legend(figure)
-    return figure
-
-
-def average_margin_by_method(curves: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]], *, title: str) -> Figure:
-    """Draws the average margin of several training methods over training (Figures 2d-f).
-
-    Args:
-      curves: Method ("std", "lcr", "amr") to split ("test" solid, "train" dashed) to (epochs [m], average [m]).
-      title: The figure's title.
-
-    Returns:
-      The figure, with one panel.
-
-    Raises:
-      ValueError: `curves` or one of its methods is empty, or the lengths of a curve differ.
-    """
-    named = drawing.filled(curves, "curves").items()
-    series = {method: drawing.read(splits, f"curves[{method!r}]") for method, splits in named}
-    figure, (axes,) = drawing.panels(title, ("Average margin",), xlabel="epoch", ylabel="margin")
-    looks = drawing.looks(series)
-    dashes = {split: drawing.SPLIT_DASHES.get(split, ":") for splits in series.values() for split in splits}
-    for method, splits in series.items():
-        for split, (epochs, average) in splits.items():
-            drawing.line(axes, f"{method}, {split}", epochs, average, looks[method], dashes[split])
-    drawing.epoch_axis(axes, [epochs for splits in series.values() for epochs, _ in splits.values()], log_x=False)
-    methods = [Line2D([], [], color=look.colour, marker=look.marker, label=method) for method, look in looks.items()]
-    kinds = [Line2D([], [], color=drawing.QUIET, linestyle=dash, label=split) for split, dash in dashes.items()]
-    drawing.legend(figure, methods + kinds)
     return figure
 
 
@@ -154,7 +119,7 @@ def training_curves(curves: Mapping[str, Mapping[str, ArrayLike]], *, title: str
     names = ("Training loss", "Training error", "Test error")
     figure, panels = drawing.panels(title, names, xlabel="epoch", ylabel="error (%)")
     panels[0].set_ylabel("loss")
-    looks = drawing.looks(series)
+    looks = style.looks(series)
     for label, (epochs, loss, *errors) in series.items():
         heights = (loss, *(drawing.percent(label, error) for error in errors))
         for axes, values in zip(panels, heights, strict=True):
@@ -188,116 +153,13 @@ def robust_accuracy_curves(
     """
     series = drawing.read(curves, "curves")
     figure, (axes,) = drawing.panels(title, ("Accuracy under attack",), xlabel="epsilon", ylabel="accuracy (%)")
-    looks = drawing.looks(series)
+    looks = style.looks(series)
     for label, (epsilons, accuracy) in series.items():
         drawing.line(axes, label, epsilons, drawing.percent(label, accuracy), looks[label])
     for label, (epsilons, accuracy) in (drawing.read(worst, "worst") if worst else {}).items():
         name = f"{label}, worst case"
         drawing.line(axes, name, epsilons, drawing.percent(name, accuracy), looks[label], "--")
     axes.set_ylim(-2.0, 102.0)
-    drawing.legend(figure)
-    return figure
-
-
-def brackets(points: Mapping[str, Mapping[str, ArrayLike]], *, title: str) -> Figure:
-    """Draws certified, estimated and attacked distances of the same points, sorted by the attacked one.
-
-    Args:
-      points: Label of a panel ("std") to "certified", "estimated" and "attacked", each [n], in input units.
-      title: The figure's title.
-
-    Returns:
-      The figure, with a panel for each label; a note counts the points whose estimate exceeds the attack's distance.
-
-    Raises:
-      ValueError: `points` is empty, a label lacks one of the three, or their lengths differ.
-    """
-    names = ("certified", "estimated", "attacked")
-    for label, curves in drawing.filled(points, "points").items():
-        if missing := [name for name in names if name not in curves]:
-            raise ValueError(f"points[{label!r}] lacks {', '.join(missing)}")
-    series = drawing.read({label: [curves[name] for name in names] for label, curves in points.items()}, "points")
-    figure, row = drawing.panels(title, tuple(series), xlabel="points, by attacked distance", ylabel="distance")
-    for axes, (label, arrays) in zip(row, series.items(), strict=True):
-        order = np.argsort(arrays[2], kind="stable")
-        places = np.arange(1.0, len(order) + 1)
-        for name, values, width in zip(names, arrays, (1.0, 2.0, 4.5), strict=True):  # where they meet, all are seen
-            style = dict(linewidth=width, marker="none", zorder=6.0 - width)
-            drawing.line(axes, name, places, values[order], drawing.LOOKS[name], **style)
-        above = contradicts(arrays[1], arrays[2])
-        name = f"{label}: estimate above attack at {above.sum()} of {len(above)}"
-        axes.set_title(textwrap.fill(name, max(100 // len(series) - 3, 8)), loc="left", fontsize=9)
-        drawing.from_zero(axes)
-    drawing.legend(figure)
-    return figure
-
-
-def pareto_front(
-    front: tuple[ArrayLike, ArrayLike],
-    points: Mapping[str, tuple[float, float]],
-    *,
-    title: str,
-    path: tuple[ArrayLike, ArrayLike] | None = None,
-    path_label: str | None = None,
-) -> Figure:
-    """Draws the exact trade-off between minimum and average margin, and where classifiers lie against it.
-
-    Args:
-      front: (minimum [m], average [m]), the Pareto front in the order of the curve.
-      points: Label ("SVM", "mean difference", "gradient descent") to (minimum, average).
-      title: The figure's title.
-      path: (minimum [t], average [t]), the trajectory of training: a ring marks its start, an arrow its way.
-      path_label: Whose path it is; it then has the colour of that label's point.
-
-    Returns:
-      The figure, with one panel.
-
-    Raises:
-      ValueError: `points` is empty, or the lengths of `front` or `path` differ.
-    """
-    lines = drawing.read({"front": front} if path is None else {"front": front, "path": path}, "front")
-    places = drawing.read(points, "points")
-    figure, (axes,) = drawing.panels(title, ("",), xlabel="minimum margin", ylabel="average margin", height=5.0)
-    lowest, best = lines["front"]
-    drawing.line(axes, "Pareto front", lowest, best, drawing.Look(drawing.QUIET, ""), linewidth=2.4)
-    looks = drawing.looks(dict.fromkeys((*places, path_label) if path_label else places))
-    if path is not None:
-        minimum, average = lines["path"]
-        colour = (looks[path_label] if path_label else drawing.LOOKS["descent"]).colour
-        drawing.path(axes, "path of training", minimum, average, colour)
-    for label, (minimum, average) in places.items():
-        size = 20.0 if looks[label].marker == "*" else 9.0
-        # the larger lie below, so that points in one place are all seen
-        drawing.line(axes, label, minimum, average, looks[label], "none", markersize=size, zorder=5 - size / 10)
-    drawing.legend(figure)
-    return figure
-
-
-def direction_convergence(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], *, title: str) -> Figure:
-    """Draws the distance between a classifier's direction and its limit over training, both axes logarithmic.
-
-    Args:
-      curves: Label ("gradient descent") to (steps [t], distance [t]); what is not positive is left out and counted.
-      title: The figure's title.
-
-    Returns:
-      The figure, with one panel.
-
-    Raises:
-      ValueError: `curves` is empty, or the lengths of a curve differ.
-    """
-    series = drawing.read(curves, "curves")
-    figure, (axes,) = drawing.panels(title, ("Distance to the limit direction",), xlabel="step", ylabel="distance")
-    looks = drawing.looks(series)
-    hidden = 0
-    for label, (steps, distance) in series.items():
-        drawable = ~np.isfinite(distance) | ((steps > 0) & (distance > 0))  # line counts what is not finite
-        hidden += int(np.sum(~drawable))
-        drawing.line(axes, label, steps[drawable], distance[drawable], looks[label])
-    drawing.note(axes, hidden, "not positive")
-    for axis in (axes.xaxis, axes.yaxis):
-        if np.all(np.isfinite(axis.get_data_interval())):  # an empty axis has no logarithm
-            drawing.log_axis(axis)
     drawing.legend(figure)
     return figure
 
@@ -320,5 +182,5 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
         raise ValueError(f"path={str(path)!r} does not end in .png: figures are saved as PNG")
     image = io.BytesIO()
     metadata = {"Software": None}  # else the version of matplotlib
-    figure.savefig(image, format="png", dpi=drawing.DOTS_PER_INCH, facecolor=drawing.PAPER, metadata=metadata)
+    figure.savefig(image, format="png", dpi=style.DOTS_PER_INCH, facecolor=style.PAPER, metadata=metadata)
     return files.write_bytes(path, image.getvalue())
