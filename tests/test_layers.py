@@ -50,6 +50,7 @@ OWNERS = {
     "array_record": {"jaxmargin/lab/data"},
     "daqp": {"runs/case_study"},
     "flax": {"jaxmargin/adapters", "jaxmargin/lab", "jaxmargin/models"},
+    "jinja2": {"jaxmargin/lab/report"},
     "matplotlib": {"jaxmargin/lab/figures", "runs"},
     "orbax": {"jaxmargin/lab/checkpoints"},
     "pickle": set(),

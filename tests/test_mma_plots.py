@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
 from numpy.testing import assert_allclose, assert_array_equal
 
-from jaxmargin.lab.figures import plots, style
+from jaxmargin.lab.figures import style
 from runs.mma import figures
 from runs.mma.toy_classifier import OneDimension
 

@@ -1,14 +1,16 @@
 import base64
+import configparser
 import csv
 import io
 import math
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jaxmargin.lab.report.page import Section, csv_table, markdown_table, write_report
+from jaxmargin.lab.report import Section, csv_table, markdown_table, page, write_report
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -175,3 +177,11 @@ def test_write_is_atomic(tmp_path, monkeypatch):
         write_report(path, title="T", introduction="", sections=[])
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_templates_are_installed_with_the_package():
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).parents[1] / "setup.cfg")
+    pattern = setup["options.package_data"][page.__package__]
+    folder = Path(page.__file__).parent
+    assert {*(folder / "templates").iterdir()} == {*folder.glob(pattern)}

@@ -18,7 +18,8 @@ def metrics(result: Result) -> Iterator[dict[str, Any]]:
     for method, trace in result.traces.items():
         columns = {name: np.asarray(getattr(trace, name), np.float64) for name in trace._fields[:5]}
         columns |= {"train_loss": np.exp(columns["log_loss"])}
-        columns |= {f"distance_{bias}": trace.distance[:, i] for i, bias in enumerate(("penalised", "free"))}
+        distances = np.asarray(trace.distance, np.float64)
+        columns |= {f"distance_{bias}": distances[:, i] for i, bias in enumerate(("penalised", "free"))}
         for i in range(len(trace.minimum)):
             yield {"method": method, "epoch": i + 1} | {name: float(values[i]) for name, values in columns.items()}
 
