@@ -25,8 +25,8 @@ def compiled_once(tmp_path_factory):
 HURRIED = {
     "test_adapters", "test_adaptive", "test_adversarial", "test_api", "test_attacks", "test_audit", "test_case_study",
     "test_endpoints", "test_experiments", "test_extremes", "test_health", "test_margins", "test_max_margin", "test_mma",
-    "test_nearest", "test_one_dimension", "test_paper", "test_pgd", "test_readme", "test_residual", "test_results",
-    "test_rivals", "test_robustness", "test_slopes", "test_training",
+    "test_nearest", "test_paper", "test_pgd", "test_readme", "test_residual", "test_results",
+    "test_rivals", "test_robustness", "test_slopes", "test_toy_classifier", "test_training",
 }  # fmt: skip
 
 

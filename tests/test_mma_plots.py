@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from jaxmargin.lab.figures import style
 from runs.mma import figures
-from runs.mma.toy_classifier import OneDimension
+from runs.mma.toy_classifier import Steps
 
 RNG = np.random.default_rng(0)
 FIRST, SECOND = np.linspace(-1.0, 2.0, 7), np.linspace(-1.0, 1.0, 5)
@@ -16,7 +16,7 @@ HEIGHTS = FIRST[:, None] - 0.5 + 0.1 * SECOND**2
 PLANE = (FIRST, SECOND, HEIGHTS + 0.2, -HEIGHTS)
 SPREAD = {"mma-2": RNG.normal(2.0, 0.4, 100), "pgd-1": RNG.normal(1.0, 0.3, 80)}
 XS = np.linspace(0.0, 2.0, 9)
-RESULT = OneDimension(
+RESULT = Steps(
     xs=XS,
     before=XS - 1.0,
     places=np.array([0.0, 1.0, 1.7]),
@@ -76,7 +76,7 @@ def test_every_figure_draws_and_names_its_empty_argument(argument):
 
 
 def test_every_figure_is_tested():
-    assert {draw.__name__ for draw, _ in DRAW.values()} | {"one_dimension"} == set(figures.__all__)
+    assert {draw.__name__ for draw, _ in DRAW.values()} | {"toy_classifier"} == set(figures.__all__)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 5, 7])
@@ -266,11 +266,11 @@ def test_landscapes_that_cannot_be_drawn_are_named(grid):
         figures.landscapes({"std": PLANE, "broken": grid}, title="t")
 
 
-# one_dimension
+# toy_classifier
 
 
-def test_one_dimension_draws_the_curves_and_marks_the_boundaries():
-    figure = figures.one_dimension(RESULT, title="t")
+def test_toy_classifier_draws_the_curves_and_marks_the_boundaries():
+    figure = figures.toy_classifier(RESULT, title="t")
     figure.draw_without_rendering()
     left, right = figure.axes
     drawn = lines(left)
@@ -287,8 +287,8 @@ def test_one_dimension_draws_the_curves_and_marks_the_boundaries():
     assert len({line.get_color() for line in map(drawn.get, ("loss before a step", *labels))}) == 4
 
 
-def test_one_dimension_draws_the_change_of_the_margin_with_the_boundary_marked():
-    _, right = figures.one_dimension(RESULT, title="t").axes
+def test_toy_classifier_draws_the_change_of_the_margin_with_the_boundary_marked():
+    _, right = figures.toy_classifier(RESULT, title="t").axes
     drawn = lines(right)
     assert_allclose(drawn["_change"].get_ydata(), RESULT.margins - 1.0)
     assert_allclose(drawn["change to first order"].get_ydata(), RESULT.first_order - 1.0)
@@ -298,23 +298,23 @@ def test_one_dimension_draws_the_change_of_the_margin_with_the_boundary_marked()
     assert heights.min() < 0 and heights.max() == 0
 
 
-def test_one_dimension_names_any_places():
+def test_toy_classifier_names_any_places():
     result = RESULT._replace(places=np.array([0.5]), after=RESULT.after[:1], margins_at=RESULT.margins_at[:1])
-    assert "step at 0.5, before it" in legend(figures.one_dimension(result, title="t"))
+    assert "step at 0.5, before it" in legend(figures.toy_classifier(result, title="t"))
 
 
-def test_one_dimension_counts_the_margins_without_end():
+def test_toy_classifier_counts_the_margins_without_end():
     margins = np.where(XS > 1.5, np.inf, RESULT.margins)
     result = RESULT._replace(margins=margins, margins_at=np.array([0.9, 1.2, np.inf]))
-    figure = figures.one_dimension(result, title="t")
+    figure = figures.toy_classifier(result, title="t")
     figure.draw_without_rendering()
     assert notes(figure) == ["", "2 not finite"]
 
 
 @pytest.mark.parametrize("field", ["before", "margins", "first_order", "locations", "margins_at", "after"])
-def test_one_dimension_of_unequal_lengths_is_refused(field):
+def test_toy_classifier_of_unequal_lengths_is_refused(field):
     with pytest.raises(ValueError, match="must agree"):
-        figures.one_dimension(RESULT._replace(**{field: getattr(RESULT, field)[..., :-1]}), title="t")
+        figures.toy_classifier(RESULT._replace(**{field: getattr(RESULT, field)[..., :-1]}), title="t")
 
 
 def test_no_global_state():

@@ -1,4 +1,4 @@
-"""The figures of maximum margin training (Ding et al. 2020, MMA Training), drawn as in ``plots``.
+"""The figures of maximum margin training (Ding et al. 2020, MMA Training), drawn as in ``jaxmargin.lab.figures.plots``.
 
 A method keeps one colour in all panels of a figure. What cannot be drawn (an infinite distance) is left out and counted
 above its panel.
@@ -18,11 +18,11 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from jaxmargin.lab.figures import drawing, style
-from runs.mma.toy_classifier import OneDimension
+from runs.mma.toy_classifier import Steps
 
 Points = NDArray[np.float64]
 
-__all__ = ["landscapes", "margin_spread", "one_dimension"]
+__all__ = ["landscapes", "margin_spread", "toy_classifier"]
 
 PANELS_IN_A_ROW = 4  # a figure with more has the smaller panels of ``drawing.grid``
 LETTERS_A_ROW = 80  # of the panels' names and notes
@@ -40,30 +40,30 @@ def margin_spread(
     epsilons: Mapping[str, float] | None = None,
     bins: int = 40,
 ) -> Figure:
-    """Draws how the margins of a set are spread at some moments of training, methods over one another (Figure 4).
+    """Draws how the margins of a set are spread at some snapshots of training, methods over one another (Figure 4).
 
     Args:
-      distances: Moment ("step 100") to method ("mma-2") to the distances of its points to the boundary [n].
+      distances: Snapshot ("step 100") to method ("mma-2") to the distances of its points to the boundary [n].
       title: The figure's title.
       epsilons: Method to the epsilon or d_max it trains with, drawn as a dotted line in the method's colour; methods
         with the same one take turns along it.
       bins: Number of bins from 0 (or a lesser distance) to the largest finite distance of all.
 
     Returns:
-      The figure, with a panel for each moment, all on the same bins and axes; heights are in percent of a method's
+      The figure, with a panel for each snapshot, all on the same bins and axes; heights are in percent of a method's
       points, the infinitely distant ones included. The share at a distance of exactly 0, which is that of the points
       classified wrongly, is written instead of drawn.
 
     Raises:
-      ValueError: `distances` or one of its moments is empty, an array has not one dimension, `epsilons` names a method
-        that has no distances, or `bins` is not positive.
+      ValueError: `distances` or one of its snapshots is empty, an array has not one dimension, `epsilons` names a
+        method that has no distances, or `bins` is not positive.
     """
     if bins < 1:
         raise ValueError(f"bins={bins} is not positive: ask for at least one bin")
     series = {
-        moment: {method: drawing.array(f"{moment}, {method}", values) for method, values in methods.items()}
-        for moment, methods in drawing.filled(distances, "distances").items()
-        if drawing.filled(methods, f"distances[{moment!r}]")
+        snapshot: {method: drawing.array(f"{snapshot}, {method}", values) for method, values in methods.items()}
+        for snapshot, methods in drawing.filled(distances, "distances").items()
+        if drawing.filled(methods, f"distances[{snapshot!r}]")
     }
     colours = _colours(dict.fromkeys(method for methods in series.values() for method in methods))
     if unknown := set(epsilons or {}) - set(colours):
@@ -124,11 +124,11 @@ def landscapes(grids: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike, ArrayL
     return figure
 
 
-def one_dimension(result: OneDimension, *, title: str) -> Figure:
+def toy_classifier(result: Steps, *, title: str) -> Figure:
     """Draws how steps that lower the loss at one place or another move the margin of a point on a line (Figure 2).
 
     Args:
-      result: From ``jaxmargin.lab.one_dimension.measure``.
+      result: From ``runs.mma.toy_classifier.measure``.
       title: The figure's title.
 
     Returns:

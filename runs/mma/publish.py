@@ -122,7 +122,7 @@ def _figures(cells: list[_Cell], folder: Path) -> dict[str, tuple[Path, str]]:
     drawn = {
         "robust": (plots.robust_accuracy_curves(robust, title=name), "Accuracy in the worst case; 0 is clean."),
         "spread": (_spread(_shown(first), name), "Distances of the test images while training."),
-        "line": (figures.one_dimension(line, title="Where to lower the loss"), "A point on a line and its margin."),
+        "line": (figures.toy_classifier(line, title="Where to lower the loss"), "A point on a line and its margin."),
     }
     if planes := {method: cell for method, cell in _shown(first).items() if "plane_margin" in cell.arrays}:
         drawn["landscape"] = (_landscapes(planes, name), "The loss around the first test image that each gets right.")

@@ -21,7 +21,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxmargin import checks, losses
 
-__all__ = ["OneDimension", "Params", "classifier", "logits", "loss", "margin", "measure"]
+__all__ = ["Steps", "Params", "classifier", "logits", "loss", "margin", "measure"]
 
 LossFn = Callable[[Any, jax.Array], jax.Array]
 
@@ -42,7 +42,7 @@ class Params(NamedTuple):
     out_biases: jax.Array  # [2]
 
 
-class OneDimension(NamedTuple):
+class Steps(NamedTuple):
     """The loss and the margin of a point, before and after one step of descent on the loss at a distance from it."""
 
     xs: jax.Array  # [m] distances from the point
@@ -138,7 +138,7 @@ def measure(
     places: Sequence[float] = (0.0, 1.0, 1.7),
     points: int = 201,
     reach: float = 4.0,
-) -> OneDimension:
+) -> Steps:
     """Takes one step of gradient descent on the loss at each of many distances, and finds the margin after each.
 
     Args:
@@ -150,7 +150,7 @@ def measure(
       reach: How far to look for a boundary.
 
     Returns:
-      A ``OneDimension`` with m = k = ``points``.
+      A ``Steps`` with m = k = ``points``.
 
     Raises:
       ValueError: A length that is not positive, less than two points, no places, a point that is classified wrongly, or
@@ -184,4 +184,4 @@ def measure(
     slopes = jax.grad(loss_of, (0, 1))(flat, distance)
     first_order = distance + length * jax.vmap(direction)(xs) @ slopes[0] / jnp.abs(slopes[1])
     kept, swept = margins[: len(places)], margins[len(places) :]
-    return OneDimension(xs, before, wheres, jnp.stack(after), kept, distance, xs, swept, first_order)
+    return Steps(xs, before, wheres, jnp.stack(after), kept, distance, xs, swept, first_order)
