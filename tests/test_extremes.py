@@ -26,7 +26,7 @@ def foretold(first):
     """The largest of the first samples, and its rise as predicted."""
     over, unit = tails.threshold(first), jnp.max(first)
     seen = tails.tail(first, jnp.ones(len(first), bool), over, unit, N)
-    return seen.largest, tails.growth(seen, unit, N, N / len(first))
+    return seen.largest, tails.predicted_increase(seen, unit, N, N / len(first))
 
 
 @pytest.mark.parametrize("law", ["exponential", "normal", "uniform"])
@@ -75,13 +75,13 @@ def test_nan_is_kept():
 
 def test_a_slope_never_seen_to_be_other_than_zero_may_rise_without_limit():
     seen = tails.tail(jnp.zeros(256), jnp.ones(256, bool), jnp.array(0.0), jnp.array(0.0), N)
-    assert tails.growth(seen, jnp.array(0.0), N, 200.0) == np.inf
-    assert tails.growth(seen, jnp.array(0.0), N, 1.0) == 0
+    assert tails.predicted_increase(seen, jnp.array(0.0), N, 200.0) == np.inf
+    assert tails.predicted_increase(seen, jnp.array(0.0), N, 1.0) == 0
 
 
 def test_constant_samples_are_not_expected_to_rise():
     seen = tails.tail(jnp.full(256, 3.0), jnp.ones(256, bool), jnp.array(3.0), jnp.array(3.0), N)
-    assert tails.growth(seen, jnp.array(3.0), N, 200.0) == 0
+    assert tails.predicted_increase(seen, jnp.array(3.0), N, 200.0) == 0
 
 
 @pytest.mark.parametrize("total", [1, 64, 51_200, 10**8])

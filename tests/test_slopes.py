@@ -11,7 +11,7 @@ from conftest import random_params
 import jaxmargin as jm
 from jaxmargin import models
 from jaxmargin.layers import layers_of
-from jaxmargin.lipschitz.gradient_norms import slopes_of
+from jaxmargin.lipschitz.gradient_norms import gradient_norms_of
 
 NORMS = pytest.mark.parametrize("norm", [jm.l2, jm.linf, jm.l1], ids=["l2", "linf", "l1"])
 NETWORKS = {
@@ -22,13 +22,13 @@ NETWORKS = {
 
 
 def sizes(logits_fn, model, norm, box=None):
-    """[m, s] slopes of three differences at 100 samples, through the form that slopes_of chooses."""
+    """[m, s] slopes of three differences at 100 samples, through the form that gradient_norms_of chooses."""
 
     @jax.jit
     def run(key, x):
-        slopes = slopes_of(logits_fn, key, x.shape, x.dtype, norm=norm, radius=2.0, box=box)
-        size = slopes.sizes(slopes.anchor(x), slopes.rays(jnp.arange(100)))
-        return jnp.stack([size(jnp.eye(5)[0] - jnp.eye(5)[k]) for k in range(1, 4)])
+        norms = gradient_norms_of(logits_fn, key, x.shape, x.dtype, norm=norm, radius=2.0, box=box)
+        norm_of = norms.at(norms.features(x), norms.perturbations(jnp.arange(100)))
+        return jnp.stack([norm_of(jnp.eye(5)[0] - jnp.eye(5)[k]) for k in range(1, 4)])
 
     x = np.random.default_rng(1).normal(size=model.input_shape)
     return np.asarray(run(jax.random.key(0), jnp.asarray(x, jnp.float32)))
@@ -53,8 +53,8 @@ def test_the_gram_form_never_meets_the_inputs_again():
     for name, logits_fn in (("shown", shown), ("hidden", lambda x: shown(x))):
 
         def run(key, x, v, logits_fn=logits_fn):
-            slopes = slopes_of(logits_fn, key, x.shape, x.dtype, norm=jm.l2, radius=2.0, box=None)
-            return slopes.sizes(slopes.anchor(x), jnp.ones((64, *slopes.anchor(x).shape)))(v)
+            norms = gradient_norms_of(logits_fn, key, x.shape, x.dtype, norm=jm.l2, radius=2.0, box=None)
+            return norms.at(norms.features(x), jnp.ones((64, *norms.features(x).shape)))(v)
 
         program = str(jax.make_jaxpr(run)(jax.random.key(0), jnp.zeros(model.input_shape), jnp.ones(5)))
         found[name] = "f32[64,6,5]" in program or "f32[64,30]" in program
@@ -74,7 +74,8 @@ def test_only_an_affine_network_has_constant_slopes(name, constant):
     model = NETWORKS[name]
     logits_fn = functools.partial(model.apply, random_params(model))
     options = dict(norm=jm.l2, radius=1.0, box=None)
-    assert slopes_of(logits_fn, jax.random.key(0), model.input_shape, jnp.float32, **options).constant is constant
+    norms = gradient_norms_of(logits_fn, jax.random.key(0), model.input_shape, jnp.float32, **options)
+    assert norms.constant is constant
 
 
 def test_a_margin_of_an_affine_network_is_exact_and_rests_on_one_sample(key):
@@ -92,10 +93,10 @@ def test_a_margin_of_an_affine_network_is_exact_and_rests_on_one_sample(key):
 def test_a_network_that_begins_with_a_convolution_is_a_black_box_here(key):
     model = models.cnn((8, 8, 1), 3, widths=(4, 8), hidden=16)
     params = random_params(model)
-    slopes = slopes_of(
+    norms = gradient_norms_of(
         functools.partial(model.apply, params), key, (8, 8, 1), jnp.float32, norm=jm.l2, radius=1.0, box=None
     )
-    assert slopes.anchor(jnp.zeros((8, 8, 1))).shape == (8, 8, 1)
+    assert norms.features(jnp.zeros((8, 8, 1))).shape == (8, 8, 1)
 
 
 @pytest.mark.parametrize(

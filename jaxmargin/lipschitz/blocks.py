@@ -1,4 +1,4 @@
-"""The largest slope of each block of samples around a point, from which ``clever_score`` makes its scores."""
+"""The largest gradient norm of each block of samples around a point, from which ``clever_score`` makes its scores."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxmargin import checks
 from jaxmargin.batching.rules import Together
-from jaxmargin.lipschitz.gradient_norms import Slopes
+from jaxmargin.lipschitz.gradient_norms import GradientNorms
 from jaxmargin.lipschitz.sampling import cross_lipschitz, default_chunk_size, leads
 from jaxmargin.norms import Norm, l2
 
@@ -18,10 +18,10 @@ LogitsFn = Callable[[jax.Array], jax.Array]
 
 
 class BlockMaxima(NamedTuple):
-    """The largest slopes in blocks of samples around one example, or around n stacked along the first axis.
+    """The largest gradient norms in blocks of samples around one example, or around n stacked along the first axis.
 
     Attributes:
-      maxima: [num_blocks, c] of the slopes of f_predicted - f_k, 0 at k = predicted.
+      maxima: [num_blocks, c] of the gradient norms of f_predicted - f_k, 0 at k = predicted.
       predicted: the predicted class.
       gaps: [c] f_predicted - f_k at the example.
     """
@@ -45,7 +45,7 @@ def block_maxima(
     box: tuple[float, float] | None = None,
     precision: str = "float32",
 ) -> BlockMaxima:
-    """The largest slope of every class in each of num_blocks blocks of samples, what ``clever`` is made from.
+    """The largest gradient norm of every class in each of num_blocks blocks of samples, what ``clever`` is made from.
 
     Block j holds samples j * block_size, j * block_size + 1, ...: those of ``lipschitz_margin`` with the same key,
     whose constants (``exact=True``) are the largest of the blocks'.
@@ -56,12 +56,12 @@ def block_maxima(
       x: one example, [*d].
       y: its class, unused, there so that all measures are called alike.
       norm: the norm that measures the distance.
-      radius: of the ball in which slopes are sampled.
+      radius: of the ball in which gradients are sampled.
       num_blocks: number of blocks.
       block_size: samples in a block.
       chunk_size: points held in memory at once, a divisor of block_size; None chooses one.
       box: (low, high) clips the sampled points to valid inputs, as CLEVER does.
-      precision: of the products behind the slopes, as in ``jax.default_matmul_precision``.
+      precision: of the products behind the gradients, as in ``jax.default_matmul_precision``.
 
     Returns:
       BlockMaxima of one example.
@@ -90,7 +90,7 @@ def _blocks_together(
     indices: jax.Array,
     xs: jax.Array,
     ys: jax.Array,
-    asked: jax.Array,
+    valid: jax.Array,
     *,
     num_blocks: int,
     block_size: int,
@@ -109,12 +109,12 @@ def _blocks_together(
     _, predicted, gaps = leads(logits_fn, xs)
 
     def block(first: jax.Array) -> jax.Array:
-        def later(slopes: Slopes) -> Slopes:
-            return slopes._replace(rays=lambda indices: slopes.rays(first + indices))
+        def later(norms: GradientNorms) -> GradientNorms:
+            return norms._replace(perturbations=lambda indices: norms.perturbations(first + indices))
 
         sizes: dict[str, Any] = dict(num_samples=block_size, chunk_size=chunk_size)
         found = cross_lipschitz(
-            logits_fn, key, xs, predicted, gaps, asked=asked, exact=True, view=later, **sizes, **options
+            logits_fn, key, xs, predicted, gaps, valid=valid, exact=True, view=later, **sizes, **options
         )
         return found.largest  # [b, c]
 

@@ -1,8 +1,8 @@
-"""How steep the differences of logits are at random points of a ball, with what points share worked out once.
+"""Gradient norms of differences of logits at random points of a ball, with what the centres share worked out once.
 
-Every point x is looked at from the same random offsets u_1, u_2, ...: the samples are x + u_i. A network that begins
-with a dense layer then needs the product W u_i once for all points, since W (x + u_i) + b = (W x + b) + W u_i; one that
-is affine throughout has the same slopes everywhere.
+Every centre x is perturbed by the same random offsets u_1, u_2, ...: the samples are x + u_i. A network that begins
+with a dense layer then needs the product W u_i once for all centres, since W (x + u_i) + b = (W x + b) + W u_i; one
+that is affine throughout has the same gradients everywhere.
 """
 
 from collections.abc import Callable
@@ -13,31 +13,34 @@ import jax.numpy as jnp
 
 from jaxmargin.layers import Layer, layers_of
 from jaxmargin.norms import Norm, l2
+from jaxmargin.types import Box, LogitsFn
 
-__all__ = ["Slopes", "slopes_of"]
+__all__ = ["GradientNorms", "gradient_norms_of"]
 
-LogitsFn = Callable[[jax.Array], jax.Array]
+NormOf = Callable[[jax.Array], jax.Array]  # v [c] -> [s], the dual norms of v . grad f at s samples
+Offsets = Callable[[jax.Array], jax.Array]  # indices [s] -> [s, *d]
 
 
-class Slopes(NamedTuple):
-    """The slopes of a classifier around any point, in three steps.
+class GradientNorms(NamedTuple):
+    """The gradient norms of a classifier around any centre, in three steps.
 
     Attributes:
-      rays: indices [s] -> arrays [s, ...], what all points share of samples number i.
-      anchor: x [*d] -> arrays, what a point needs once.
-      sizes: (anchor, rays) -> a function of v [c] that gives the dual norms of v . grad f at the samples, [s].
-      offsets: indices [s] -> [s, *d], samples number i less the point, before any box; rays are linear in them.
-      constant: whether the slopes are the same everywhere, so that one sample says all.
+      perturbations: indices [s] -> arrays [s, ...], what all centres share of samples number i.
+      features: x [*d] -> arrays, what a centre needs once.
+      at: (features, perturbations) -> a function of v [c] that gives the dual norms of v . grad f at the samples, [s].
+      offsets: indices [s] -> [s, *d], samples number i less the centre, before any box; perturbations are linear in
+        them.
+      constant: whether the gradients are the same everywhere, so that one sample says all.
     """
 
-    rays: Callable[[jax.Array], Any]
-    anchor: Callable[[jax.Array], Any]
-    sizes: Callable[[Any, Any], Callable[[jax.Array], jax.Array]]
-    offsets: Callable[[jax.Array], jax.Array]
+    perturbations: Callable[[jax.Array], Any]
+    features: Callable[[jax.Array], Any]
+    at: Callable[[Any, Any], NormOf]
+    offsets: Offsets
     constant: bool = False
 
 
-def slopes_of(
+def gradient_norms_of(
     logits_fn: LogitsFn,
     key: jax.Array,
     shape: tuple[int, ...],
@@ -45,9 +48,9 @@ def slopes_of(
     *,
     norm: Norm,
     radius: float | jax.Array,
-    box: tuple[float, float] | None,
-) -> Slopes:
-    """The fastest form of a classifier's slopes on balls of one radius.
+    box: Box | None,
+) -> GradientNorms:
+    """The fastest form of a classifier's gradient norms on balls of one radius.
 
     Args:
       logits_fn: x [*d] -> logits [c].
@@ -59,7 +62,7 @@ def slopes_of(
       box: (low, high) clips the samples; None keeps them.
 
     Returns:
-      Slopes.
+      GradientNorms.
     """
 
     def offset(index: jax.Array) -> jax.Array:
@@ -74,44 +77,47 @@ def slopes_of(
     return _after_dense(layers[1], rest, jax.vmap(offset), shape, norm)
 
 
-def _general(logits_fn: LogitsFn, offsets: Callable, norm: Norm, box: tuple[float, float] | None) -> Slopes:
-    def sizes(x: jax.Array, u: jax.Array) -> Callable[[jax.Array], jax.Array]:
+def _general(logits_fn: LogitsFn, offsets: Offsets, norm: Norm, box: Box | None) -> GradientNorms:
+    def at(x: jax.Array, u: jax.Array) -> NormOf:
         samples = x[None] + u if box is None else jnp.clip(x[None] + u, *box)  # [s, *d]
         logits, pullback = jax.vjp(jax.vmap(logits_fn), samples)
 
-        def size(v: jax.Array) -> jax.Array:
+        def norm_of(v: jax.Array) -> jax.Array:
             (gradients,) = pullback(jnp.broadcast_to(v.astype(logits.dtype), logits.shape))  # [s, *d]
             return jax.vmap(norm.dual_size)(gradients)
 
-        return size
+        return norm_of
 
-    return Slopes(offsets, lambda x: x, sizes, offsets)
+    return GradientNorms(offsets, lambda x: x, at, offsets)
 
 
-def _after_dense(first: Layer, rest: list[Layer], offsets: Callable, shape: tuple[int, ...], norm: Norm) -> Slopes:
+def _after_dense(
+    first: Layer, rest: list[Layer], offsets: Offsets, shape: tuple[int, ...], norm: Norm
+) -> GradientNorms:
     kernel = first.kernel  # [d, h]
     assert kernel is not None
     measure = _pulled_through(kernel, shape, norm)
 
-    def rays(indices: jax.Array) -> jax.Array:
+    def perturbations(indices: jax.Array) -> jax.Array:
         return offsets(indices).reshape(len(indices), -1) @ kernel  # [s, h]
 
-    def anchor(x: jax.Array) -> jax.Array:
+    def features(x: jax.Array) -> jax.Array:
         return _affine(first, x.reshape(-1))  # [h]
 
-    def sizes(anchor: jax.Array, rays: jax.Array) -> Callable[[jax.Array], jax.Array]:
-        logits, pullback = jax.vjp(lambda hidden: _run(rest, hidden), anchor[None] + rays)
+    def at(features: jax.Array, perturbations: jax.Array) -> NormOf:
+        logits, pullback = jax.vjp(lambda hidden: _run(rest, hidden), features[None] + perturbations)
 
-        def size(v: jax.Array) -> jax.Array:
+        def norm_of(v: jax.Array) -> jax.Array:
             (gradients,) = pullback(jnp.broadcast_to(v.astype(logits.dtype), logits.shape))  # [s, h]
             return measure(gradients)
 
-        return size
+        return norm_of
 
-    return Slopes(rays, anchor, sizes, offsets, constant=all(layer.kind == "dense" for layer in rest))
+    constant = all(layer.kind == "dense" for layer in rest)
+    return GradientNorms(perturbations, features, at, offsets, constant)
 
 
-def _pulled_through(kernel: jax.Array, shape: tuple[int, ...], norm: Norm) -> Callable[[jax.Array], jax.Array]:
+def _pulled_through(kernel: jax.Array, shape: tuple[int, ...], norm: Norm) -> NormOf:
     """g [s, h] -> ||W g||_*, the size of the input's gradient; from the Gram matrix W'W where that is cheaper."""
     inputs, hidden = kernel.shape
     # ||W g||^2 = g' (W'W) g; other norms have no such form

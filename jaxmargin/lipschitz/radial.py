@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmargin.batching.rules import Together
-from jaxmargin.lipschitz.gradient_norms import Slopes
+from jaxmargin.lipschitz.gradient_norms import GradientNorms
 from jaxmargin.lipschitz.sampled_margin import lipschitz_margin
 from jaxmargin.margins import Margins
 from jaxmargin.norms import Norm, l2, radial
@@ -33,11 +33,11 @@ def radial_margin(
 ) -> Margins:
     """The sampled Lipschitz margin of the best radius: sign * max_{R <= radius} min{ min_{k != p} gap_k / L_k(R), R }.
 
-    gap_k = (f_p - f_k)(x), and L_k(R) is the largest slope at samples nearer than R. Samples are ``norms.radial``, all
-    distances alike, and the first one is x itself. A sample at distance r and of slope s bounds the distance at which
-    class k catches up by max(r, gap_k / s), since radii up to r do not meet it; so no radius need be tried: the largest
-    min(s, gap_k / r) of the samples is a constant L_k that gives the same. Never less than the bound from all of the
-    samples at R = radius.
+    gap_k = (f_p - f_k)(x), and L_k(R) is the largest gradient norm at samples nearer than R. Samples are
+    ``norms.radial``, all distances alike, and the first one is x itself. A sample at distance r and of gradient norm s
+    bounds the distance at which class k catches up by max(r, gap_k / s), since radii up to r do not meet it; so no
+    radius need be tried: the largest min(s, gap_k / r) of the samples is a constant L_k that gives the same. Never less
+    than the bound from all of the samples at R = radius.
 
     Args:
       logits_fn: x -> logits [c].
@@ -50,9 +50,9 @@ def radial_margin(
       chunk_size: points held in memory at once, a divisor of num_samples; None chooses one.
       box: (low, high) clips the sampled points to valid inputs.
       exact: whether all classes see all samples. False follows only those that seem able to decide, several times
-        faster; but slopes cut by their distances grow unlike those that ``elimination`` foresees, so that the margin
+        faster; but norms cut by their distances grow unlike those that ``elimination`` foresees, so that the margin
         can come out larger (by 3 % at one of 225 points of tiny networks).
-      precision: of the products behind the slopes, as in ``jax.default_matmul_precision``.
+      precision: of the products behind the gradients, as in ``jax.default_matmul_precision``.
 
     Returns:
       Margins of one example: lipschitz holds the smallest constants L_k that no sample nearer than gap_k / L_k exceeds,
@@ -81,7 +81,7 @@ def _radial_together(
     indices: jax.Array,
     xs: jax.Array,
     ys: jax.Array,
-    asked: jax.Array,
+    valid: jax.Array,
     *,
     norm: Norm,
     box: tuple[float, float] | None,
@@ -89,43 +89,45 @@ def _radial_together(
 ) -> Margins:
     """``radial_margin`` of b examples, which share their samples."""
 
-    def view(slopes: Slopes) -> Slopes:
-        return _within_reach(slopes, logits_fn, norm, box)
+    def view(norms: GradientNorms) -> GradientNorms:
+        return _within_reach(norms, logits_fn, norm, box)
 
     options |= dict(norm=radial(norm), box=box, tolerance=None, view=view)
     together = lipschitz_margin.together  # type: ignore[attr-defined]
-    return together.run(logits_fn, key, indices, xs, ys, asked, **options)
+    return together.run(logits_fn, key, indices, xs, ys, valid, **options)
 
 
 _RADIAL_TOGETHER = Together(_radial_together, batch_size=lambda: 16, divides_samples=True)
 radial_margin.together = _RADIAL_TOGETHER  # type: ignore[attr-defined]
 
 
-def _within_reach(slopes: Slopes, logits_fn: LogitsFn, norm: Norm, box: tuple[float, float] | None) -> Slopes:
-    """min(slope, gap / distance of the sample) instead of slopes, the first sample moved to the point itself."""
+def _within_reach(
+    norms: GradientNorms, logits_fn: LogitsFn, norm: Norm, box: tuple[float, float] | None
+) -> GradientNorms:
+    """min(gradient norm, gap / distance of the sample) in place of norms, the first sample moved to the centre."""
 
-    def rays(indices: jax.Array) -> Any:
+    def perturbations(indices: jax.Array) -> Any:
         moved = jax.vmap(lambda index, leaf: jnp.where(index > 0, leaf, 0.0))
-        offsets = moved(indices, slopes.offsets(indices))  # [s, *d]
-        return moved(indices, slopes.rays(indices)), jax.vmap(norm.size)(offsets) if box is None else offsets
+        offsets = moved(indices, norms.offsets(indices))  # [s, *d]
+        return moved(indices, norms.perturbations(indices)), jax.vmap(norm.size)(offsets) if box is None else offsets
 
-    def anchor(x: jax.Array) -> Any:
+    def features(x: jax.Array) -> Any:
         with jax.default_matmul_precision("float32"):
             logits = logits_fn(x)  # [c]
-        return slopes.anchor(x), x, logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        return norms.features(x), x, logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
-    def sizes(anchor: Any, rays: Any) -> Callable[[jax.Array], jax.Array]:
-        inner, x, logits = anchor
-        shared, away = rays
+    def at(features: Any, perturbations: Any) -> Callable[[jax.Array], jax.Array]:
+        inner, x, logits = features
+        shared, away = perturbations
         lengths = away if box is None else jax.vmap(lambda u: norm.size(jnp.clip(x + u, *box) - x))(away)  # [s]
-        size = slopes.sizes(inner, shared)
+        norm_of = norms.at(inner, shared)
 
         def reaching(v: jax.Array) -> jax.Array:
             gap = jnp.sum(v * logits)  # not a product of low precision
             apart = lengths > 0
             most = jnp.where(apart, gap / jnp.where(apart, lengths, 1.0), jnp.inf)
-            return jnp.minimum(size(v), most)
+            return jnp.minimum(norm_of(v), most)
 
         return reaching
 
-    return slopes._replace(rays=rays, anchor=anchor, sizes=sizes)
+    return norms._replace(perturbations=perturbations, features=features, at=at)

@@ -42,14 +42,14 @@ def lipschitz_margin(
       x: one example, [*d].
       y: its class.
       norm: the norm that measures the distance.
-      radius: of the ball in which slopes are sampled, and the largest margin that can come out.
+      radius: of the ball in which gradients are sampled, and the largest margin that can come out.
       num_samples: number of sampled points.
       chunk_size: points held in memory at once, a divisor of num_samples; None chooses one.
       box: (low, high) clips the sampled points to valid inputs.
       exact: whether all classes see all samples.
       tolerance: in input units; sampling stops once the margin is not expected to fall by more until num_samples. None
         samples them all.
-      precision: of the products behind the slopes, as in ``jax.default_matmul_precision``; "tensorfloat32" and
+      precision: of the products behind the gradients, as in ``jax.default_matmul_precision``; "tensorfloat32" and
         "bfloat16" are faster on accelerators. Logits are always float32.
 
     Returns:
@@ -78,7 +78,7 @@ def _together(
     indices: jax.Array,
     xs: jax.Array,
     ys: jax.Array,
-    asked: jax.Array,
+    valid: jax.Array,
     *,
     radius: float,
     **options: Any,
@@ -87,13 +87,13 @@ def _together(
     del indices
     checks.logits(logits_fn, xs[0])
     logits, predicted, gaps = leads(logits_fn, xs)
-    found = cross_lipschitz(logits_fn, key, xs, predicted, gaps, radius=radius, asked=asked, **options)
+    found = cross_lipschitz(logits_fn, key, xs, predicted, gaps, radius=radius, valid=valid, **options)
     distance = jax.vmap(distance_to_boundary)(logits, predicted, found.largest)  # [b]
     margin = jax.vmap(signed)(jnp.minimum(distance, radius), predicted, ys)
     samples = jnp.max(found.seen, 1)  # [b]
-    rivals = jnp.sum(found.seen == samples[:, None], 1) - 1
+    candidates = jnp.sum(found.seen == samples[:, None], 1) - 1
     return Margins(
-        margin, predicted, distance >= radius, found.largest, rivals, found.flagged, samples, found.remainder
+        margin, predicted, distance >= radius, found.largest, candidates, found.flagged, samples, found.remainder
     )
 
 

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxmargin import checks
-from jaxmargin.lipschitz.elimination import Point, Steepest, steepest
-from jaxmargin.lipschitz.gradient_norms import Slopes, slopes_of
+from jaxmargin.lipschitz.elimination import LargestNorms, largest_norms
+from jaxmargin.lipschitz.gradient_norms import GradientNorms, gradient_norms_of
+from jaxmargin.lipschitz.sampler import Centre
 from jaxmargin.norms import Norm, l2
 
 __all__ = ["cross_lipschitz", "default_chunk_size", "leads", "local_lipschitz", "stable_rows"]
@@ -107,10 +108,10 @@ def cross_lipschitz(
     exact: bool,
     precision: str,
     tolerance: float | None = None,
-    asked: jax.Array | None = None,
+    valid: jax.Array | None = None,
     axis_name: str | None = None,
-    view: Callable[[Slopes], Slopes] | None = None,
-) -> Steepest:
+    view: Callable[[GradientNorms], GradientNorms] | None = None,
+) -> LargestNorms:
     """``local_lipschitz`` at b points that share their samples, of the classes that can decide the margin.
 
     Args:
@@ -126,13 +127,13 @@ def cross_lipschitz(
       box: (low, high) of valid inputs.
       exact: whether all classes see all samples.
       precision: of products.
-      tolerance: in units of the input; see ``elimination.steepest``.
-      asked: [b] bool, False skips a centre; None asks for all.
+      tolerance: in units of the input; see ``elimination.largest_norms``.
+      valid: [b] bool, False skips a centre; None for all.
       axis_name: of a mapped axis that shares the samples.
-      view: what is measured in place of the classifier's slopes, made from them; None measures them as they are.
+      view: what is measured in place of the gradient norms, made from them; None measures them as they are.
 
     Returns:
-      Steepest with fields stacked [b], largest and seen of shape [b, c]: 0 and what the others
+      LargestNorms with fields stacked [b], largest and seen of shape [b, c]: 0 and what the others
       saw at the reference class.
 
     Raises:
@@ -151,22 +152,22 @@ def cross_lipschitz(
     checks.divisible("num_samples", num_samples, "chunk_size", chunk_size)
 
     with jax.default_matmul_precision(precision):
-        slopes = slopes_of(logits_fn, key, xs.shape[1:], xs.dtype, norm=norm, radius=radius, box=box)
-        slopes = slopes if view is None else view(slopes)
+        norms = gradient_norms_of(logits_fn, key, xs.shape[1:], xs.dtype, norm=norm, radius=radius, box=box)
+        norms = norms if view is None else view(norms)
         num_classes = gaps.shape[1]
         others = (references[:, None] + 1 + jnp.arange(num_classes - 1)[None]) % num_classes  # [b, c - 1]
         pairs = jax.nn.one_hot(references, num_classes)[:, None] - jax.nn.one_hot(others, num_classes)  # [b, c - 1, c]
-        asked = jnp.ones(len(xs), bool) if asked is None else asked
-        points = Point(jax.lax.map(slopes.anchor, xs), pairs, jnp.take_along_axis(gaps, others, 1), asked)
+        valid = jnp.ones(len(xs), bool) if valid is None else valid
+        centres = Centre(jax.lax.map(norms.features, xs), pairs, jnp.take_along_axis(gaps, others, 1), valid)
         least = stable_rows(size) if stable_rows(size) * size <= _CHUNK_ENTRIES else 1
-        found = steepest(
-            slopes, points, radius=radius, num_samples=1 if slopes.constant else num_samples,
+        found = largest_norms(
+            norms, centres, radius=radius, num_samples=1 if norms.constant else num_samples,
             rows=max(chunk_size, least), least_rows=least, exact=exact, tolerance=tolerance, axis_name=axis_name,
         )  # fmt: skip
 
     def at_classes(values: jax.Array, references: jax.Array) -> jax.Array:
         blank = jnp.broadcast_to(references[:, None], gaps.shape)
-        return jax.vmap(lambda row, slots, value: row.at[slots].set(value))(blank, others, values)
+        return jax.vmap(lambda row, classes, value: row.at[classes].set(value))(blank, others, values)
 
     none = jnp.zeros(len(xs), found.largest.dtype)
     return found._replace(largest=at_classes(found.largest, none), seen=at_classes(found.seen, found.seen.max(1)))

@@ -2,8 +2,8 @@
 
 Samples above a high threshold u exceed it by about an exponential amount, whatever they are distributed like as long as
 their tail is no heavier (Pickands 1975; Coles 2001, chapter 4). The largest of N of them then lies about
-sigma ln(N / n) above the largest of n, sigma being the mean excess. Mixtures, as the slopes of networks are, have
-heavier tails than that: predictions here allow ``SAFETY`` times as much.
+sigma ln(N / n) above the largest of n, sigma being the mean excess. Mixtures, as the gradient norms of networks are,
+have heavier tails than that: predictions here allow ``SAFETY`` times as much.
 
 Excesses are summed as whole numbers, so that sums do not depend on the order in which samples came.
 """
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-__all__ = ["SAFETY", "Tail", "growth", "merge", "nothing", "tail", "threshold"]
+__all__ = ["SAFETY", "Tail", "merge", "nothing", "predicted_increase", "tail", "threshold"]
 
 # Measured on 3,680 points of trained networks (digits, MNIST, CIFAR-10): with 2, one point in 200 lost the class that
 # decides its margin; with 3 none did.
@@ -101,7 +101,7 @@ def merge(first: Tail, second: Tail) -> Tail:
     return Tail(largest, first.excess + second.excess, first.above + second.above)
 
 
-def growth(seen: Tail, unit: jax.Array, total: int, times: jax.Array | float) -> jax.Array:
+def predicted_increase(seen: Tail, unit: jax.Array, total: int, times: jax.Array | float) -> jax.Array:
     """By how much the largest may still rise: SAFETY sigma ln(times).
 
     Args:
