@@ -1,17 +1,17 @@
 """Three answers for every point: a certified lower bound, an estimate, and the distance of a found adversarial."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxmargin.attacks import minimum_norm
+from jaxmargin.attacks import Attack, minimum_norm
 from jaxmargin.batching.chunks import CONVOLVING_ROWS, by_rows
-from jaxmargin.batching.rules import Together
-from jaxmargin.certificates.certificate import certified_margin
-from jaxmargin.lipschitz import lipschitz_margin
+from jaxmargin.batching.rules import Batch, batch_rule, single_example
+from jaxmargin.certificates.certificate import Certificate, certified_margin
+from jaxmargin.lipschitz.sampled_margin import margins_of_batch
 from jaxmargin.norms import Norm, l2
+from jaxmargin.types import Box, LogitsFn
 
 __all__ = ["Bracket", "bracket", "contradicts"]
 
@@ -43,8 +43,45 @@ class Bracket(NamedTuple):
     x_adv: jax.Array
 
 
+def _of_batch(
+    logits_fn: LogitsFn,
+    key: jax.Array,
+    batch: Batch,
+    *,
+    norm: Norm,
+    radius: float,
+    num_steps: int,
+    box: Box | None,
+    **sampling: Any,
+) -> Bracket:
+    """``bracket`` of b examples, whose estimates share their samples."""
+    key_estimate, key_attack = (jax.random.fold_in(key, use) for use in range(2))  # each batch gets the same key
+    sampling |= dict(box=None, tolerance=None, precision="float32")
+    estimate = margins_of_batch(logits_fn, key_estimate, batch, norm=norm, radius=radius, **sampling)
+
+    def others(index: jax.Array, x: jax.Array, predicted: jax.Array) -> tuple[Attack, Certificate]:
+        key_example = jax.random.fold_in(key_attack, index)
+        attack = minimum_norm(logits_fn, key_example, x, predicted, norm=norm, num_steps=num_steps, box=box)
+        return attack, certified_margin(logits_fn, key_example, x, predicted, norm=norm, radius=radius)
+
+    examples = batch.indices, batch.xs, estimate.predicted
+    attack, certificate = by_rows(jax.vmap(others), examples, jnp.sum(batch.valid), CONVOLVING_ROWS)
+    estimated = jnp.abs(estimate.margin)
+    return Bracket(
+        certified=certificate.distance,
+        estimated=estimated,
+        attacked=attack.distance,
+        contradicts=contradicts(estimated, attack.distance),
+        predicted=estimate.predicted,
+        capped=estimate.capped,
+        supported=certificate.supported,
+        x_adv=attack.x_adv,
+    )
+
+
+@batch_rule(_of_batch, batch_size=lambda: 64, rows=CONVOLVING_ROWS)
 def bracket(
-    logits_fn: Callable[[jax.Array], jax.Array],
+    logits_fn: LogitsFn,
     key: jax.Array,
     x: jax.Array,
     y: jax.Array,
@@ -55,7 +92,7 @@ def bracket(
     chunk_size: int | None = None,
     exact: bool = False,
     num_steps: int = 500,
-    box: tuple[float, float] | None = None,
+    box: Box | None = None,
 ) -> Bracket:
     """certified <= true distance <= attacked, and the estimate of the same distance beside them.
 
@@ -88,7 +125,7 @@ def bracket(
     """
     options: dict[str, Any] = dict(norm=norm, radius=radius, num_samples=num_samples, chunk_size=chunk_size)
     options |= dict(exact=exact, num_steps=num_steps, box=box)
-    return _TOGETHER.alone(logits_fn, key, x, y, **options)
+    return single_example(_of_batch, logits_fn, key, x, y, **options)
 
 
 def contradicts(estimated: Any, attacked: Any) -> Any:
@@ -102,47 +139,3 @@ def contradicts(estimated: Any, attacked: Any) -> Any:
       Bools, likewise.
     """
     return estimated > attacked * (1 + _RELATIVE) + _ABSOLUTE
-
-
-def _together(
-    logits_fn: Callable[[jax.Array], jax.Array],
-    key: jax.Array,
-    indices: jax.Array,
-    xs: jax.Array,
-    ys: jax.Array,
-    asked: jax.Array,
-    *,
-    norm: Norm,
-    radius: float,
-    num_steps: int,
-    box: tuple[float, float] | None,
-    **sampling: Any,
-) -> Bracket:
-    """``bracket`` of b examples, whose estimates share their samples."""
-    key_estimate, key_attack = (jax.random.fold_in(key, use) for use in range(2))  # each batch gets the same key
-    sampling |= dict(box=None, tolerance=None, precision="float32")
-    estimate = lipschitz_margin.together.run(  # type: ignore[attr-defined]
-        logits_fn, key_estimate, indices, xs, ys, asked, norm=norm, radius=radius, **sampling
-    )
-
-    def others(index: jax.Array, x: jax.Array, predicted: jax.Array) -> tuple:
-        key_example = jax.random.fold_in(key_attack, index)
-        attack = minimum_norm(logits_fn, key_example, x, predicted, norm=norm, num_steps=num_steps, box=box)
-        return attack, certified_margin(logits_fn, key_example, x, predicted, norm=norm, radius=radius)
-
-    attack, certificate = by_rows(jax.vmap(others), (indices, xs, estimate.predicted), jnp.sum(asked), CONVOLVING_ROWS)
-    estimated = jnp.abs(estimate.margin)
-    return Bracket(
-        certified=certificate.distance,
-        estimated=estimated,
-        attacked=attack.distance,
-        contradicts=contradicts(estimated, attack.distance),
-        predicted=estimate.predicted,
-        capped=estimate.capped,
-        supported=certificate.supported,
-        x_adv=attack.x_adv,
-    )
-
-
-_TOGETHER = Together(_together, batch_size=lambda: 64, rows=CONVOLVING_ROWS)
-bracket.together = _TOGETHER  # type: ignore[attr-defined]

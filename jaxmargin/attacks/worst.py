@@ -11,9 +11,10 @@ from jaxmargin.attacks import auto_pgd
 from jaxmargin.attacks.base import LOSSES, Attack, Box, ball, outcome, refuse
 from jaxmargin.attacks.work_queue import in_slots
 from jaxmargin.batching.chunks import ROWS
-from jaxmargin.batching.rules import Together
+from jaxmargin.batching.rules import Batch, batch_rule, single_example
 from jaxmargin.losses import targeted_dlr
 from jaxmargin.norms import Norm, l2
+from jaxmargin.types import LogitsFn
 
 __all__ = ["worst_case"]
 
@@ -38,8 +39,74 @@ class _State(NamedTuple):
     target: jax.Array
 
 
+def _of_batch(
+    logits_fn: LogitsFn,
+    key: jax.Array,
+    batch: Batch,
+    *,
+    norm: Norm,
+    epsilon: float | jax.Array,
+    num_steps: int,
+    losses: tuple[str, ...],
+    restarts: int,
+    box: Box | None,
+    slots: int | None = None,
+) -> Attack:
+    """``worst_case`` of n examples; search number i is attempt i // n on example i % n."""
+    num_classes = refuse(logits_fn, batch.xs[0], batch.ys[0], box, num_steps=num_steps, restarts=restarts)
+    checks.positive("epsilon", epsilon)
+    raised = [_loss(name, num_classes) for name in _named(losses)]
+    n, attempts = len(batch.xs), len(raised) * restarts
+    bits = jax.random.key_data(key)  # mapped over examples, a condition on them would pass for a second use of a key
+    slots = _slots() if slots is None else slots
+
+    def start(index: jax.Array, found: _Found) -> _State:
+        attempt, example = index // n, index % n
+        x = batch.xs[example]
+        key_all = jax.random.wrap_key_data(bits, impl=jax.random.key_impl(key))
+        key_start = jax.random.fold_in(jax.random.fold_in(key_all, batch.indices[example]), attempt)
+        z = x + epsilon * norm.sample_ball(key_start, x.shape).astype(x.dtype)
+        search = auto_pgd.start(ball(x, norm, epsilon, box)(z), epsilon)
+        over = ~batch.valid[example] | (found.attempt[example] < attempts)
+        search = search._replace(step=jnp.where(over, num_steps, 0).astype(search.step.dtype))
+        y, rank = batch.ys[example], (attempt // len(raised)) % (num_classes - 1)
+        return _State(search, attempt, x, y, others[example, rank])
+
+    def advance(state: _State) -> _State:
+        def loss(logits: jax.Array) -> jax.Array:
+            return jax.lax.switch(state.attempt % len(raised), raised, logits, state.y, state.target)
+
+        look, project = auto_pgd.ascent(logits_fn, loss, state.y), ball(state.x, norm, epsilon, box)
+        return state._replace(search=auto_pgd.advance(look, project, norm, epsilon, num_steps, state.search))
+
+    def record(found: _Found, indices: jax.Array, states: _State) -> _Found:
+        search = states.search
+        won = (indices < n * attempts) & (search.found | jnp.isnan(search.best_value))
+        examples = jnp.where(won, indices % n, n)  # n falls off the end
+        attempt = found.attempt.at[examples].min(states.attempt, mode="drop")
+        first = won & (states.attempt == attempt[indices % n]) & (states.attempt < found.attempt[indices % n])
+        x_adv = found.x_adv.at[jnp.where(first, examples, n)].set(search.best, mode="drop")
+        return _Found(attempt, x_adv)
+
+    with jax.default_matmul_precision("float32"):
+        others = jax.lax.map(lambda one: _others(logits_fn(one[0]), one[1]), (batch.xs, batch.ys))  # [n, c]
+        found = in_slots(
+            start, lambda state: auto_pgd.goes_on(state.search, num_steps), advance, record,
+            _Found(jnp.full(n, attempts), batch.xs), count=n * attempts, slots=slots,
+        )  # fmt: skip
+        ends = batch.xs, batch.ys, found.x_adv
+        attack: Attack = jax.lax.map(lambda one: outcome(logits_fn, one[0], one[1], one[2], norm), ends)
+        return attack
+
+
+def _slots() -> int:
+    """Searches side by side that keep the device busy."""
+    return ROWS if jax.default_backend() == "cpu" else 2048
+
+
+@batch_rule(_of_batch, batch_size=lambda: 4 * _slots())
 def worst_case(
-    logits_fn: Callable[[jax.Array], jax.Array],
+    logits_fn: LogitsFn,
     key: jax.Array,
     x: jax.Array,
     y: jax.Array,
@@ -86,76 +153,7 @@ def worst_case(
     (True, True)
     """
     options: dict[str, Any] = dict(norm=norm, epsilon=epsilon, num_steps=num_steps, losses=losses, restarts=restarts)
-    return _TOGETHER.alone(logits_fn, key, x, y, box=box, slots=1, **options)
-
-
-def _together(
-    logits_fn: Callable[[jax.Array], jax.Array],
-    key: jax.Array,
-    indices: jax.Array,
-    xs: jax.Array,
-    ys: jax.Array,
-    asked: jax.Array,
-    *,
-    norm: Norm,
-    epsilon: float | jax.Array,
-    num_steps: int,
-    losses: tuple[str, ...],
-    restarts: int,
-    box: Box | None,
-    slots: int | None = None,
-) -> Attack:
-    """``worst_case`` of n examples; search number i is attempt i // n on example i % n."""
-    num_classes = refuse(logits_fn, xs[0], ys[0], box, num_steps=num_steps, restarts=restarts)
-    checks.positive("epsilon", epsilon)
-    raised = [_loss(name, num_classes) for name in _named(losses)]
-    n, attempts = len(xs), len(raised) * restarts
-    bits = jax.random.key_data(key)  # mapped over examples, a condition on them would pass for a second use of a key
-    slots = _slots() if slots is None else slots
-
-    def start(index: jax.Array, found: _Found) -> _State:
-        attempt, example = index // n, index % n
-        x = xs[example]
-        key_all = jax.random.wrap_key_data(bits, impl=jax.random.key_impl(key))
-        key_start = jax.random.fold_in(jax.random.fold_in(key_all, indices[example]), attempt)
-        z = x + epsilon * norm.sample_ball(key_start, x.shape).astype(x.dtype)
-        search = auto_pgd.start(ball(x, norm, epsilon, box)(z), epsilon)
-        over = ~asked[example] | (found.attempt[example] < attempts)
-        search = search._replace(step=jnp.where(over, num_steps, 0).astype(search.step.dtype))
-        return _State(search, attempt, x, ys[example], rivals[example, (attempt // len(raised)) % (num_classes - 1)])
-
-    def advance(state: _State) -> _State:
-        def loss(logits: jax.Array) -> jax.Array:
-            return jax.lax.switch(state.attempt % len(raised), raised, logits, state.y, state.target)
-
-        look, project = auto_pgd.ascent(logits_fn, loss, state.y), ball(state.x, norm, epsilon, box)
-        return state._replace(search=auto_pgd.advance(look, project, norm, epsilon, num_steps, state.search))
-
-    def record(found: _Found, indices: jax.Array, states: _State) -> _Found:
-        search = states.search
-        won = (indices < n * attempts) & (search.found | jnp.isnan(search.best_value))
-        examples = jnp.where(won, indices % n, n)  # n falls off the end
-        attempt = found.attempt.at[examples].min(states.attempt, mode="drop")
-        first = won & (states.attempt == attempt[indices % n]) & (states.attempt < found.attempt[indices % n])
-        x_adv = found.x_adv.at[jnp.where(first, examples, n)].set(search.best, mode="drop")
-        return _Found(attempt, x_adv)
-
-    with jax.default_matmul_precision("float32"):
-        rivals = jax.lax.map(lambda one: _others(logits_fn(one[0]), one[1]), (xs, ys))  # [n, c]
-        found = in_slots(
-            start, lambda state: auto_pgd.goes_on(state.search, num_steps), advance, record,
-            _Found(jnp.full(n, attempts), xs), count=n * attempts, slots=slots,
-        )  # fmt: skip
-        return jax.lax.map(lambda one: outcome(logits_fn, one[0], one[1], one[2], norm), (xs, ys, found.x_adv))
-
-
-def _slots() -> int:
-    """Searches side by side that keep the device busy."""
-    return ROWS if jax.default_backend() == "cpu" else 2048
-
-
-_TOGETHER = Together(_together, batch_size=lambda: 4 * _slots())
-worst_case.together = _TOGETHER  # type: ignore[attr-defined]
+    return single_example(_of_batch, logits_fn, key, x, y, box=box, slots=1, **options)
 
 
 def _named(losses: tuple[str, ...]) -> tuple[str, ...]:

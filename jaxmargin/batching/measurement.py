@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmargin import checks
 from jaxmargin.batching.chunks import CONVOLVING_ROWS, ROWS, by_rows
-from jaxmargin.batching.rules import Together
+from jaxmargin.batching.rules import Batch, rule_of
 from jaxmargin.xla_cpu.equations import convolves
 from jaxmargin.xla_cpu.kernels import without_slow_kernels
 from jaxmargin.xla_cpu.rewriting import loopable
@@ -67,10 +67,10 @@ def over_batch(
     checks.options(measure, options, known)
     if batch_size is not None:
         checks.whole("batch_size", batch_size)
-    together: Together | None = getattr(measure, "together", None)
-    if together is not None:  # it has no defaults of its own
+    rule = rule_of(measure)
+    if rule is not None:  # it has no defaults of its own
         options = {name: p.default for name, p in known.items() if p.default is not p.empty} | options
-    devices = _axes(mesh, together is not None and together.divides_samples)
+    devices = _axes(mesh, rule is not None and rule.divides_samples)
     if devices.get("samples", 1) > 1:
         options = options | {"axis_name": "samples"}
 
@@ -82,19 +82,19 @@ def over_batch(
             return measure(logits_fn, key, x, y, **chosen), jnp.isfinite(logits_fn(x)).all()
 
         with jax.default_matmul_precision("float32"):
-            if together is None:
+            if rule is None:
                 return by_rows(jax.vmap(one), (indices, xs, ys), n - indices[0], rows)
             finite = jax.lax.map(lambda x: jnp.isfinite(logits_fn(x)).all(), xs)
-            return together.run(logits_fn, given.key, indices, xs, ys, indices < n, **chosen), finite
+            return rule.run(logits_fn, given.key, Batch(indices, xs, ys, indices < n), **chosen), finite
 
     @jax.jit
     def probe(params: Any, xs: jax.Array) -> jax.Array:
         return jax.lax.map(functools.partial(apply_fn, params), xs)
 
     if batch_size is None:
-        batch_size = together.batch_size() if together else _side_by_side()
+        batch_size = rule.batch_size() if rule else _side_by_side()
     if jax.default_backend() == "cpu":
-        rows = ROWS if together is None else together.rows
+        rows = ROWS if rule is None else rule.rows
         batch_size = -(-batch_size // rows) * rows
     steps = (
         _divided(functools.partial(step, ROWS), mesh),

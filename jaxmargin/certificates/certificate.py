@@ -16,13 +16,14 @@ import jax.numpy as jnp
 
 from jaxmargin import checks
 from jaxmargin.batching.chunks import in_chunks
-from jaxmargin.batching.rules import Together
+from jaxmargin.batching.rules import Batch, batch_rule
 from jaxmargin.certificates.crown import Interval, intervals, line_below, reaches
 from jaxmargin.certificates.rounding import EPSILON, below, double_precision, lost
 from jaxmargin.certificates.spectral import norms_in_double
 from jaxmargin.layers import Layer, layers_of, shapes_of
 from jaxmargin.margins import gap_over_slope
 from jaxmargin.norms import Norm, l1, l2, linf
+from jaxmargin.types import LogitsFn
 
 __all__ = ["Certificate", "certified_margin"]
 
@@ -52,8 +53,14 @@ class Certificate(NamedTuple):
     supported: jax.Array
 
 
+def _of_batch(logits_fn: LogitsFn, key: jax.Array, batch: Batch, **options: Any) -> Certificate:
+    """``certified_margin`` of b examples; which of them are relaxed at once is decided here, not by the batch."""
+    return jax.vmap(lambda x, y: certified_margin(logits_fn, key, x, y, **options))(batch.xs, batch.ys)
+
+
+@batch_rule(_of_batch, batch_size=lambda: 64)
 def certified_margin(
-    logits_fn: Callable[[jax.Array], jax.Array],
+    logits_fn: LogitsFn,
     key: jax.Array,
     x: jax.Array,
     y: jax.Array,
@@ -111,24 +118,6 @@ def certified_margin(
     with double_precision():
         spectral, relaxed = _measured(plan, weights, x, predicted)
     return Certificate(jnp.maximum(spectral, relaxed), predicted, spectral, relaxed, jnp.ones((), bool))
-
-
-def _together(
-    logits_fn: Callable[[jax.Array], jax.Array],
-    key: jax.Array,
-    indices: jax.Array,
-    xs: jax.Array,
-    ys: jax.Array,
-    asked: jax.Array,
-    **options: Any,
-) -> Certificate:
-    """``certified_margin`` of b examples; which of them are relaxed at once is decided here, not by the batch."""
-    del indices, asked
-    return jax.vmap(lambda x, y: certified_margin(logits_fn, key, x, y, **options))(xs, ys)
-
-
-_TOGETHER = Together(_together, batch_size=lambda: 64)
-certified_margin.together = _TOGETHER  # type: ignore[attr-defined]
 
 
 class _Plan(NamedTuple):

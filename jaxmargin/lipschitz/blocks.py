@@ -1,20 +1,18 @@
 """The largest gradient norm of each block of samples around a point, from which ``clever_score`` makes its scores."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxmargin import checks
-from jaxmargin.batching.rules import Together
+from jaxmargin.batching.rules import Batch, batch_rule, single_example
 from jaxmargin.lipschitz.gradient_norms import GradientNorms
 from jaxmargin.lipschitz.sampling import cross_lipschitz, default_chunk_size, leads
 from jaxmargin.norms import Norm, l2
+from jaxmargin.types import Box, LogitsFn
 
 __all__ = ["BlockMaxima", "block_maxima"]
-
-LogitsFn = Callable[[jax.Array], jax.Array]
 
 
 class BlockMaxima(NamedTuple):
@@ -31,6 +29,41 @@ class BlockMaxima(NamedTuple):
     gaps: jax.Array
 
 
+def _of_batch(
+    logits_fn: LogitsFn,
+    key: jax.Array,
+    batch: Batch,
+    *,
+    num_blocks: int,
+    block_size: int,
+    chunk_size: int | None,
+    **options: Any,
+) -> BlockMaxima:
+    """``block_maxima`` of b examples, which share their samples."""
+    checks.logits(logits_fn, batch.xs[0])
+    checks.whole("num_blocks", num_blocks)
+    checks.whole("block_size", block_size)
+    if chunk_size is None:
+        chunk_size = default_chunk_size(block_size, batch.xs[0].size, name="block_size")
+    checks.whole("chunk_size", chunk_size)
+    checks.divisible("block_size", block_size, "chunk_size", chunk_size)
+    _, predicted, gaps = leads(logits_fn, batch.xs)
+
+    def block(first: jax.Array) -> jax.Array:
+        def later(norms: GradientNorms) -> GradientNorms:
+            return norms._replace(perturbations=lambda indices: norms.perturbations(first + indices))
+
+        sizes: dict[str, Any] = dict(num_samples=block_size, chunk_size=chunk_size)
+        found = cross_lipschitz(
+            logits_fn, key, batch.xs, predicted, gaps, valid=batch.valid, exact=True, view=later, **sizes, **options
+        )
+        return found.largest  # [b, c]
+
+    maxima = jax.lax.map(block, jnp.arange(num_blocks) * block_size)  # [num_blocks, b, c]
+    return BlockMaxima(jnp.moveaxis(maxima, 0, 1), predicted, gaps)
+
+
+@batch_rule(_of_batch, batch_size=lambda: 16, divides_samples=True)
 def block_maxima(
     logits_fn: LogitsFn,
     key: jax.Array,
@@ -42,7 +75,7 @@ def block_maxima(
     num_blocks: int = 50,
     block_size: int = 1024,
     chunk_size: int | None = None,
-    box: tuple[float, float] | None = None,
+    box: Box | None = None,
     precision: str = "float32",
 ) -> BlockMaxima:
     """The largest gradient norm of every class in each of num_blocks blocks of samples, what ``clever`` is made from.
@@ -81,46 +114,4 @@ def block_maxima(
     """
     options: dict[str, Any] = dict(norm=norm, radius=radius, num_blocks=num_blocks, block_size=block_size)
     options |= dict(chunk_size=chunk_size, box=box, precision=precision)
-    return _BLOCKS_TOGETHER.alone(logits_fn, key, x, y, **options)
-
-
-def _blocks_together(
-    logits_fn: LogitsFn,
-    key: jax.Array,
-    indices: jax.Array,
-    xs: jax.Array,
-    ys: jax.Array,
-    valid: jax.Array,
-    *,
-    num_blocks: int,
-    block_size: int,
-    chunk_size: int | None,
-    **options: Any,
-) -> BlockMaxima:
-    """``block_maxima`` of b examples, which share their samples."""
-    del indices
-    checks.logits(logits_fn, xs[0])
-    checks.whole("num_blocks", num_blocks)
-    checks.whole("block_size", block_size)
-    if chunk_size is None:
-        chunk_size = default_chunk_size(block_size, xs[0].size, name="block_size")
-    checks.whole("chunk_size", chunk_size)
-    checks.divisible("block_size", block_size, "chunk_size", chunk_size)
-    _, predicted, gaps = leads(logits_fn, xs)
-
-    def block(first: jax.Array) -> jax.Array:
-        def later(norms: GradientNorms) -> GradientNorms:
-            return norms._replace(perturbations=lambda indices: norms.perturbations(first + indices))
-
-        sizes: dict[str, Any] = dict(num_samples=block_size, chunk_size=chunk_size)
-        found = cross_lipschitz(
-            logits_fn, key, xs, predicted, gaps, valid=valid, exact=True, view=later, **sizes, **options
-        )
-        return found.largest  # [b, c]
-
-    maxima = jax.lax.map(block, jnp.arange(num_blocks) * block_size)  # [num_blocks, b, c]
-    return BlockMaxima(jnp.moveaxis(maxima, 0, 1), predicted, gaps)
-
-
-_BLOCKS_TOGETHER = Together(_blocks_together, batch_size=lambda: 16, divides_samples=True)
-block_maxima.together = _BLOCKS_TOGETHER  # type: ignore[attr-defined]
+    return single_example(_of_batch, logits_fn, key, x, y, **options)

@@ -6,17 +6,35 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmargin.batching.rules import Together
+from jaxmargin.batching.rules import Batch, batch_rule, single_example
 from jaxmargin.lipschitz.gradient_norms import GradientNorms
-from jaxmargin.lipschitz.sampled_margin import lipschitz_margin
+from jaxmargin.lipschitz.sampled_margin import margins_of_batch
 from jaxmargin.margins import Margins
 from jaxmargin.norms import Norm, l2, radial
+from jaxmargin.types import Box, LogitsFn
 
 __all__ = ["radial_margin"]
 
-LogitsFn = Callable[[jax.Array], jax.Array]
+
+def _of_batch(
+    logits_fn: LogitsFn,
+    key: jax.Array,
+    batch: Batch,
+    *,
+    norm: Norm,
+    box: Box | None,
+    **options: Any,
+) -> Margins:
+    """``radial_margin`` of b examples, which share their samples."""
+
+    def view(norms: GradientNorms) -> GradientNorms:
+        return _within_reach(norms, logits_fn, norm, box)
+
+    options |= dict(norm=radial(norm), box=box, tolerance=None, view=view)
+    return margins_of_batch(logits_fn, key, batch, **options)
 
 
+@batch_rule(_of_batch, batch_size=lambda: 16, divides_samples=True)
 def radial_margin(
     logits_fn: LogitsFn,
     key: jax.Array,
@@ -27,7 +45,7 @@ def radial_margin(
     radius: float = 5.0,
     num_samples: int = 51_200,
     chunk_size: int | None = None,
-    box: tuple[float, float] | None = None,
+    box: Box | None = None,
     exact: bool = True,
     precision: str = "float32",
 ) -> Margins:
@@ -72,38 +90,10 @@ def radial_margin(
     1.0
     """
     options: dict[str, Any] = dict(norm=norm, radius=radius, num_samples=num_samples, chunk_size=chunk_size, box=box)
-    return _RADIAL_TOGETHER.alone(logits_fn, key, x, y, **options, exact=exact, precision=precision)
+    return single_example(_of_batch, logits_fn, key, x, y, **options, exact=exact, precision=precision)
 
 
-def _radial_together(
-    logits_fn: LogitsFn,
-    key: jax.Array,
-    indices: jax.Array,
-    xs: jax.Array,
-    ys: jax.Array,
-    valid: jax.Array,
-    *,
-    norm: Norm,
-    box: tuple[float, float] | None,
-    **options: Any,
-) -> Margins:
-    """``radial_margin`` of b examples, which share their samples."""
-
-    def view(norms: GradientNorms) -> GradientNorms:
-        return _within_reach(norms, logits_fn, norm, box)
-
-    options |= dict(norm=radial(norm), box=box, tolerance=None, view=view)
-    together = lipschitz_margin.together  # type: ignore[attr-defined]
-    return together.run(logits_fn, key, indices, xs, ys, valid, **options)
-
-
-_RADIAL_TOGETHER = Together(_radial_together, batch_size=lambda: 16, divides_samples=True)
-radial_margin.together = _RADIAL_TOGETHER  # type: ignore[attr-defined]
-
-
-def _within_reach(
-    norms: GradientNorms, logits_fn: LogitsFn, norm: Norm, box: tuple[float, float] | None
-) -> GradientNorms:
+def _within_reach(norms: GradientNorms, logits_fn: LogitsFn, norm: Norm, box: Box | None) -> GradientNorms:
     """min(gradient norm, gap / distance of the sample) in place of norms, the first sample moved to the centre."""
 
     def perturbations(indices: jax.Array) -> Any:

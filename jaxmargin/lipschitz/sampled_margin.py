@@ -1,22 +1,38 @@
 """The sampled Lipschitz margin: the distance at which a class could catch up, were it as steep as samples show."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxmargin import checks
-from jaxmargin.batching.rules import Together
+from jaxmargin.batching.rules import Batch, batch_rule, single_example
 from jaxmargin.lipschitz.sampling import cross_lipschitz, leads
 from jaxmargin.margins import Margins, distance_to_boundary, signed
 from jaxmargin.norms import Norm, l2
+from jaxmargin.types import Box, LogitsFn
 
-__all__ = ["lipschitz_margin"]
+__all__ = ["lipschitz_margin", "margins_of_batch"]
 
 
+def margins_of_batch(logits_fn: LogitsFn, key: jax.Array, batch: Batch, *, radius: float, **options: Any) -> Margins:
+    """``lipschitz_margin`` of b examples, which share their samples."""
+    checks.logits(logits_fn, batch.xs[0])
+    logits, predicted, gaps = leads(logits_fn, batch.xs)
+    found = cross_lipschitz(logits_fn, key, batch.xs, predicted, gaps, radius=radius, valid=batch.valid, **options)
+    distance = jax.vmap(distance_to_boundary)(logits, predicted, found.largest)  # [b]
+    margin = jax.vmap(signed)(jnp.minimum(distance, radius), predicted, batch.ys)
+    samples = jnp.max(found.seen, 1)  # [b]
+    candidates = jnp.sum(found.seen == samples[:, None], 1) - 1
+    return Margins(
+        margin, predicted, distance >= radius, found.largest, candidates, found.flagged, samples, found.remainder
+    )
+
+
+# In batches of 16 what the examples share costs little, and a call does not take too long.
+@batch_rule(margins_of_batch, batch_size=lambda: 16, divides_samples=True)
 def lipschitz_margin(
-    logits_fn: Callable[[jax.Array], jax.Array],
+    logits_fn: LogitsFn,
     key: jax.Array,
     x: jax.Array,
     y: jax.Array,
@@ -25,7 +41,7 @@ def lipschitz_margin(
     radius: float = 5.0,
     num_samples: int = 51_200,
     chunk_size: int | None = None,
-    box: tuple[float, float] | None = None,
+    box: Box | None = None,
     exact: bool = False,
     tolerance: float | None = None,
     precision: str = "float32",
@@ -69,34 +85,4 @@ def lipschitz_margin(
     """
     options: dict[str, Any] = dict(norm=norm, radius=radius, num_samples=num_samples, chunk_size=chunk_size, box=box)
     options |= dict(exact=exact, tolerance=tolerance, precision=precision)
-    return _TOGETHER.alone(logits_fn, key, x, y, **options)
-
-
-def _together(
-    logits_fn: Callable[[jax.Array], jax.Array],
-    key: jax.Array,
-    indices: jax.Array,
-    xs: jax.Array,
-    ys: jax.Array,
-    valid: jax.Array,
-    *,
-    radius: float,
-    **options: Any,
-) -> Margins:
-    """``lipschitz_margin`` of b examples, which share their samples."""
-    del indices
-    checks.logits(logits_fn, xs[0])
-    logits, predicted, gaps = leads(logits_fn, xs)
-    found = cross_lipschitz(logits_fn, key, xs, predicted, gaps, radius=radius, valid=valid, **options)
-    distance = jax.vmap(distance_to_boundary)(logits, predicted, found.largest)  # [b]
-    margin = jax.vmap(signed)(jnp.minimum(distance, radius), predicted, ys)
-    samples = jnp.max(found.seen, 1)  # [b]
-    candidates = jnp.sum(found.seen == samples[:, None], 1) - 1
-    return Margins(
-        margin, predicted, distance >= radius, found.largest, candidates, found.flagged, samples, found.remainder
-    )
-
-
-# In batches of 16 what the examples share costs little, and a call does not take too long.
-_TOGETHER = Together(_together, batch_size=lambda: 16, divides_samples=True)
-lipschitz_margin.together = _TOGETHER  # type: ignore[attr-defined]
+    return single_example(margins_of_batch, logits_fn, key, x, y, **options)
