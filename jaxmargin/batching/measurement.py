@@ -1,9 +1,10 @@
 """``over_batch``: the one place that maps a measure of one example over many, in batches, compiled once."""
 
+import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmargin import checks
 from jaxmargin.batching.chunks import CONVOLVING_ROWS, ROWS, by_rows
-from jaxmargin.batching.rules import Batch, rule_of
+from jaxmargin.batching.rules import Batch, BatchRule, rule_of
+from jaxmargin.types import ApplyFn, Measure, Result
 from jaxmargin.xla_cpu.equations import convolves
 from jaxmargin.xla_cpu.kernels import without_slow_kernels
 from jaxmargin.xla_cpu.rewriting import loopable
@@ -23,13 +25,13 @@ Array = jax.Array | np.ndarray
 
 
 def over_batch(
-    measure: Callable,
-    apply_fn: Callable,
+    measure: Measure[Result],
+    apply_fn: ApplyFn,
     *,
     batch_size: int | None = None,
     mesh: Mesh | None = None,
     **options: Any,
-) -> "Measurement":
+) -> "Measurement[Result]":
     """Lifts a measure of one example to n examples: ``run(params, key, xs, ys)``, jitted, in batches of fixed shape.
 
     Nothing is traced again for other parameters or another n. Example i has ``fold_in(key, i)``, except in measures
@@ -62,87 +64,50 @@ def over_batch(
     >>> run(w, jax.random.key(0), xs, jnp.array([0, 1])).margin
     Array([1. , 1.2], dtype=float32)
     """
-    apply_fn = loopable(apply_fn)
-    known = {name: p for name, p in inspect.signature(measure).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    plan = _planned(measure, batch_size, mesh, options)
+    return Measurement(plan, _built(plan, loopable(apply_fn), mesh), mesh)
+
+
+# What is measured, and how -------------------------------------------------------------------------------------------
+
+
+class _Plan(NamedTuple, Generic[Result]):
+    """A measure and what was chosen for it."""
+
+    measure: Measure[Result]
+    rule: BatchRule[Result] | None  # None where each example is measured by itself
+    known: frozenset[str]  # options of the measure
+    needed: frozenset[str]  # of them, those still to be given with the examples
+    options: dict[str, Any]
+    batch_size: int
+
+
+def _planned(
+    measure: Measure[Result], batch_size: int | None, mesh: Mesh | None, options: dict[str, Any]
+) -> _Plan[Result]:
+    """Refuses what the measure does not take, and chooses what was left open."""
+    keywords = [p for p in inspect.signature(measure).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    known, rule = frozenset(p.name for p in keywords), rule_of(measure)
     checks.options(measure, options, known)
     if batch_size is not None:
         checks.whole("batch_size", batch_size)
-    rule = rule_of(measure)
     if rule is not None:  # it has no defaults of its own
-        options = {name: p.default for name, p in known.items() if p.default is not p.empty} | options
-    devices = _axes(mesh, rule is not None and rule.divides_samples)
-    if devices.get("samples", 1) > 1:
+        options = {p.name: p.default for p in keywords if p.default is not p.empty} | options
+    if _axes(mesh, rule is not None and rule.divides_samples).get("samples", 1) > 1:
         options = options | {"axis_name": "samples"}
+    checks.box(options.get("box"))
+    needed = frozenset(p.name for p in keywords if p.default is p.empty) - options.keys()
+    return _Plan(measure, rule, known, needed, options, _examples(rule, batch_size))
 
-    def step(rows: int, given: _Given, n: jax.Array, indices: jax.Array, xs: jax.Array, ys: jax.Array) -> Any:
-        logits_fn, chosen = functools.partial(apply_fn, given.params), options | given.values
 
-        def one(index: jax.Array, x: jax.Array, y: jax.Array) -> tuple[Any, jax.Array]:
-            key = jax.random.fold_in(given.key, index)
-            return measure(logits_fn, key, x, y, **chosen), jnp.isfinite(logits_fn(x)).all()
-
-        with jax.default_matmul_precision("float32"):
-            if rule is None:
-                return by_rows(jax.vmap(one), (indices, xs, ys), n - indices[0], rows)
-            finite = jax.lax.map(lambda x: jnp.isfinite(logits_fn(x)).all(), xs)
-            return rule.run(logits_fn, given.key, Batch(indices, xs, ys, indices < n), **chosen), finite
-
-    @jax.jit
-    def probe(params: Any, xs: jax.Array) -> jax.Array:
-        return jax.lax.map(functools.partial(apply_fn, params), xs)
-
+def _examples(rule: BatchRule[Any] | None, batch_size: int | None) -> int:
+    """Examples that one device takes in one call: on a CPU a multiple of those that it takes side by side."""
+    on_cpu = jax.default_backend() == "cpu"
     if batch_size is None:
-        batch_size = rule.batch_size() if rule else _side_by_side()
-    if jax.default_backend() == "cpu":
-        rows = ROWS if rule is None else rule.rows
-        batch_size = -(-batch_size // rows) * rows
-    steps = (
-        _divided(functools.partial(step, ROWS), mesh),
-        _divided(functools.partial(step, CONVOLVING_ROWS), mesh, without_slow_kernels()),
-    )
-    checks.box(box := options.get("box"))
-    needed = {name for name, p in known.items() if p.default is p.empty} - set(options)
-    refuse = functools.partial(_refuse_values, measure, known, needed)
-    return Measurement(refuse, probe, steps, batch_size, mesh=mesh, box=box)
-
-
-class _Given(NamedTuple):
-    """What is the same for all examples of a call."""
-
-    params: Any
-    key: jax.Array
-    values: dict[str, jax.Array]
-
-
-def _given(params: Any, key: jax.Array, values: dict[str, Any]) -> _Given:
-    return _Given(params, key, {name: jnp.asarray(value, jnp.float32) for name, value in values.items()})
-
-
-def _refuse_values(measure: Callable, known: Iterable[str], needed: set[str], values: dict[str, Any]) -> None:
-    """Refuses options of a call that the measure does not have, misses those it needs, and wants them positive."""
-    checks.options(measure, values, known)
-    if missing := sorted(needed - set(values)):
-        name = getattr(measure, "__name__", repr(measure))
-        raise ValueError(f"{name} needs the option {', '.join(missing)}: pass it to over_batch or with the examples")
-    for name, value in values.items():
-        checks.positive(name, value)
-
-
-def _side_by_side() -> int:
-    """Examples that keep the default device busy: on a CPU those that it takes side by side."""
-    return ROWS if jax.default_backend() == "cpu" else 8192
-
-
-def _divided(step: Callable, mesh: Mesh | None, compiler_options: dict[str, str] | None = None) -> Callable:
-    """``step`` compiled, its examples divided among the devices of a mesh and its result whole on each of them."""
-    if mesh is None:
-        return jax.jit(step, compiler_options=compiler_options)
-    mesh = Mesh(mesh.devices, mesh.axis_names)  # its axes as JAX divides them, whatever types the caller's have
-    mine = PartitionSpec("points") if "points" in mesh.axis_names else PartitionSpec()
-    whole = PartitionSpec()
-    given = whole, whole, mine, mine, mine
-    shared = jax.shard_map(step, mesh=mesh, in_specs=given, out_specs=mine, check_vma=False)
-    return jax.jit(shared, out_shardings=NamedSharding(mesh, whole), compiler_options=compiler_options)
+        alone = ROWS if on_cpu else 8192
+        batch_size = alone if rule is None else rule.batch_size()
+    rows = ROWS if rule is None else rule.rows
+    return -(-batch_size // rows) * rows if on_cpu else batch_size
 
 
 def _axes(mesh: Mesh | None, shares_samples: bool) -> dict[str, int]:
@@ -158,29 +123,92 @@ def _axes(mesh: Mesh | None, shares_samples: bool) -> dict[str, int]:
     return dict(mesh.shape)
 
 
-class Measurement:
-    """A measure lifted to many examples by ``over_batch``; calling it measures them all.
+# What is compiled -----------------------------------------------------------------------------------------------------
 
-    Attributes:
-      batch_size: examples that one device takes in one call.
-    """
 
-    def __init__(
-        self,
-        refuse: Callable[[dict[str, Any]], None],
-        probe: Any,
-        steps: tuple[Callable, Callable],
-        batch_size: int,
-        *,
-        mesh: Mesh | None,
-        box: tuple[float, float] | None,
-    ) -> None:
-        self._refuse, self._probe, self.batch_size = refuse, probe, batch_size
-        self._mesh, self._box = mesh, box
-        self._step, self._convolving_step = steps  # the second one cannot be called inside of another jit
-        self._convolves: bool | None = None  # not known before the first call
+class _Given(NamedTuple):
+    """What is the same for all examples of a call."""
 
-    def __call__(self, params: Any, key: jax.Array, xs: Array, ys: Array, **values: float | jax.Array) -> Any:
+    params: Any
+    key: jax.Array
+    values: dict[str, jax.Array]
+
+
+class _Steps(NamedTuple, Generic[Result]):
+    """Compiled functions, the last two (given, n, indices, xs, ys) -> (results, whether the logits are finite)."""
+
+    probe: Any  # (params, xs [k, *d]) -> [k, c] logits of a few examples
+    plain: Callable[..., tuple[Result, jax.Array]]
+    convolving: Callable[..., tuple[Result, jax.Array]]  # for networks that convolve; not inside of another jit
+
+
+def _built(plan: _Plan[Result], apply_fn: ApplyFn, mesh: Mesh | None) -> _Steps[Result]:
+    @jax.jit
+    def probe(params: Any, xs: jax.Array) -> jax.Array:
+        logits: jax.Array = jax.lax.map(functools.partial(apply_fn, params), xs)
+        return logits
+
+    step, convolving_step = (functools.partial(_step, plan, apply_fn, rows) for rows in (ROWS, CONVOLVING_ROWS))
+    return _Steps(probe, _divided(step, mesh), _divided(convolving_step, mesh, without_slow_kernels()))
+
+
+def _step(
+    plan: _Plan[Result],
+    apply_fn: ApplyFn,
+    rows: int,
+    given: _Given,
+    n: jax.Array,
+    indices: jax.Array,
+    xs: jax.Array,
+    ys: jax.Array,
+) -> tuple[Result, jax.Array]:
+    """The results of one batch, those of the first n examples, and whether their logits are finite."""
+    logits_fn, options = functools.partial(apply_fn, given.params), plan.options | given.values
+
+    def finite(x: jax.Array) -> jax.Array:
+        return jnp.isfinite(logits_fn(x)).all()
+
+    def one(index: jax.Array, x: jax.Array, y: jax.Array) -> tuple[Result, jax.Array]:
+        key = jax.random.fold_in(given.key, index)
+        return plan.measure(logits_fn, key, x, y, **options), finite(x)
+
+    with jax.default_matmul_precision("float32"):
+        if plan.rule is None:
+            measured: tuple[Result, jax.Array] = by_rows(jax.vmap(one), (indices, xs, ys), n - indices[0], rows)
+            return measured
+        sound: jax.Array = jax.lax.map(finite, xs)
+        return plan.rule.run(logits_fn, given.key, Batch(indices, xs, ys, indices < n), **options), sound
+
+
+def _divided(step: Callable[..., Any], mesh: Mesh | None, compiler_options: dict[str, str] | None = None) -> Any:
+    """``step`` compiled, its examples divided among the devices of a mesh and its result whole on each of them."""
+    if mesh is None:
+        return jax.jit(step, compiler_options=compiler_options)
+    mesh = Mesh(mesh.devices, mesh.axis_names)  # its axes as JAX divides them, whatever types the caller's have
+    mine = PartitionSpec("points") if "points" in mesh.axis_names else PartitionSpec()
+    whole = PartitionSpec()
+    given = whole, whole, mine, mine, mine
+    shared = jax.shard_map(step, mesh=mesh, in_specs=given, out_specs=mine, check_vma=False)
+    return jax.jit(shared, out_shardings=NamedSharding(mesh, whole), compiler_options=compiler_options)
+
+
+# What is called -------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Measurement(Generic[Result]):
+    """A measure lifted to many examples by ``over_batch``; calling it measures them all."""
+
+    plan: _Plan[Result]
+    steps: _Steps[Result]
+    mesh: Mesh | None
+
+    @property
+    def batch_size(self) -> int:
+        """Examples that one device takes in one call."""
+        return self.plan.batch_size
+
+    def __call__(self, params: Any, key: jax.Array, xs: Array, ys: Array, **values: float | jax.Array) -> Result:
         """Measures n examples.
 
         Args:
@@ -198,18 +226,20 @@ class Measurement:
         """
         if checks.concrete(params, key, xs, ys, values):
             parts = list(self.batches(params, key, xs, ys, 0, **values))
-            return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+            whole: Result = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+            return whole
         # Inside somebody else's transformation: a loop over the batches instead of calls from the host.
-        self._refuse(values)
-        size, n, given = self._check(params, xs, ys), len(xs), _given(params, key, values)
+        given = self._given(params, key, values)
+        size, n = self._checked(params, xs, ys), len(xs)
         indices = np.arange(-(-n // size) * size).reshape(-1, size)  # [batches, size]
         rows = np.minimum(indices, n - 1)
-        result = jax.lax.map(lambda batch: self._step(given, n, *batch)[0], (indices, xs[rows], ys[rows]))
-        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:n], result)
+        parts = jax.lax.map(lambda batch: self.steps.plain(given, n, *batch)[0], (indices, xs[rows], ys[rows]))
+        result: Result = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:n], parts)
+        return result
 
     def batches(
         self, params: Any, key: jax.Array, xs: Array, ys: Array, first: int = 0, **values: float | jax.Array
-    ) -> Iterator[Any]:
+    ) -> Iterator[Result]:
         """Measures n examples batch by batch, for callers that show progress or save what they have.
 
         Args:
@@ -223,12 +253,11 @@ class Measurement:
         Yields:
           The measure's NamedTuple for the examples of one batch, in order.
         """
-        self._refuse(values)
-        size, n = self._check(params, xs, ys), len(xs)
-        if self._convolves is None:
-            self._convolves = convolves(self._probe.trace(params, _few(xs)).jaxpr)
-        step = self._convolving_step if self._convolves else self._step
-        given, xs, ys = self._everywhere(_given(params, key, values), xs, ys)
+        given = self._given(params, key, values)
+        size, n = self._checked(params, xs, ys), len(xs)
+        slow = convolves(self.steps.probe.trace(params, _few(xs)).jaxpr)
+        step = self.steps.convolving if slow else self.steps.plain
+        given, xs, ys = self._everywhere(given, xs, ys)
         for start in range(first, n, size):
             indices = start + np.arange(size)
             rows = np.minimum(indices, n - 1)  # the last example fills its batch up
@@ -237,31 +266,44 @@ class Measurement:
             _refuse_nan(result, finite, start)
             yield result
 
-    def _check(self, params: Any, xs: Array, ys: Array) -> int:
+    def _given(self, params: Any, key: jax.Array, values: dict[str, Any]) -> _Given:
+        """Refuses options of a call that the measure does not have, misses those it needs, and wants them positive."""
+        checks.options(self.plan.measure, values, self.plan.known)
+        if needed := ", ".join(sorted(self.plan.needed - values.keys())):
+            name = getattr(self.plan.measure, "__name__", repr(self.plan.measure))
+            raise ValueError(f"{name} needs the option {needed}: pass it to over_batch or with the examples")
+        for name, value in values.items():
+            checks.positive(name, value)
+        return _Given(params, key, {name: jnp.asarray(value, jnp.float32) for name, value in values.items()})
+
+    def _checked(self, params: Any, xs: Array, ys: Array) -> int:
         """Refuses what is wrong with the examples or the logits of the first of them; returns the size of a batch."""
         checks.examples(xs, ys)
-        checks.in_box("xs", xs, self._box)
+        checks.in_box("xs", xs, self.plan.options.get("box"))
         few = _few(xs)
-        out = jax.eval_shape(self._probe, params, few)
+        out = jax.eval_shape(self.steps.probe, params, few)
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), out)
         checks.logits_like(one, jnp.shape(xs)[1:])
         if checks.concrete(params, xs, ys):
-            checks.scores(self._probe(params, few), ys)
-        return self.batch_size * (1 if self._mesh is None else self._mesh.shape.get("points", 1))
+            checks.scores(self.steps.probe(params, few), ys)
+        return self.batch_size * (1 if self.mesh is None else self.mesh.shape.get("points", 1))
 
     def _everywhere(self, *trees: Any) -> tuple[Any, ...]:
         """Arrays as every host of a mesh of several hosts may use them: whole, and the same on all devices."""
-        if self._mesh is None or not self._mesh.is_multi_process:
+        if self.mesh is None or not self.mesh.is_multi_process:
             return trees
-        whole = NamedSharding(self._mesh, PartitionSpec())
+        whole = NamedSharding(self.mesh, PartitionSpec())
 
-        def place(leaf: Any) -> jax.Array:
+        def put(leaf: Any) -> Any:
+            return jax.device_put(np.asarray(leaf), whole)
+
+        def place(leaf: Any) -> Any:
             if not jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
-                return jax.device_put(np.asarray(leaf), whole)
-            data = jax.device_put(np.asarray(jax.random.key_data(leaf)), whole)
-            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+                return put(leaf)
+            return jax.random.wrap_key_data(put(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
 
-        return jax.tree.map(place, trees)
+        placed: tuple[Any, ...] = jax.tree.map(place, trees)
+        return placed
 
 
 def _few(xs: Array) -> Array:
