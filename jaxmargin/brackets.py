@@ -10,6 +10,7 @@ from jaxmargin.batching.chunks import CONVOLVING_ROWS, by_rows
 from jaxmargin.batching.rules import Batch, batch_rule, single_example
 from jaxmargin.certificates.certificate import Certificate, certified_margin
 from jaxmargin.lipschitz.sampled_margin import margins_of_batch
+from jaxmargin.lipschitz.sampling import Sampling
 from jaxmargin.norms import Norm, l2
 from jaxmargin.types import Box, LogitsFn
 
@@ -52,12 +53,11 @@ def _of_batch(
     radius: float,
     num_steps: int,
     box: Box | None,
-    **sampling: Any,
+    **options: Any,
 ) -> Bracket:
     """``bracket`` of b examples, whose estimates share their samples."""
     key_estimate, key_attack = (jax.random.fold_in(key, use) for use in range(2))  # each batch gets the same key
-    sampling |= dict(box=None, tolerance=None, precision="float32")
-    estimate = margins_of_batch(logits_fn, key_estimate, batch, norm=norm, radius=radius, **sampling)
+    estimate = margins_of_batch(logits_fn, key_estimate, batch, Sampling(norm, radius, **options))
 
     def others(index: jax.Array, x: jax.Array, predicted: jax.Array) -> tuple[Attack, Certificate]:
         key_example = jax.random.fold_in(key_attack, index)
@@ -123,9 +123,10 @@ def bracket(
     >>> [round(float(distance), 3) for distance in three[:3]], bool(three.contradicts)
     ([1.0, 1.0, 1.0], False)
     """
-    options: dict[str, Any] = dict(norm=norm, radius=radius, num_samples=num_samples, chunk_size=chunk_size)
-    options |= dict(exact=exact, num_steps=num_steps, box=box)
-    return single_example(_of_batch, logits_fn, key, x, y, **options)
+    return single_example(
+        _of_batch, logits_fn, key, x, y, norm=norm, radius=radius, num_samples=num_samples, chunk_size=chunk_size,
+        exact=exact, num_steps=num_steps, box=box,
+    )  # fmt: skip
 
 
 def contradicts(estimated: Any, attacked: Any) -> Any:

@@ -80,7 +80,7 @@ def _linf_project(x: jax.Array, radius: jax.Array | float) -> jax.Array:
 
 
 def _l1_project(x: jax.Array, radius: jax.Array | float) -> jax.Array:
-    nearest = optax.projections.projection_l1_ball(x, radius)
+    nearest: jax.Array = optax.projections.projection_l1_ball(x, radius)
     outside = _l1_size(x) > radius  # there the size is the radius, up to a rounding relative to ||x||_1: put it right
     return nearest * jnp.where(outside, radius / jnp.where(outside, _l1_size(nearest), 1.0), 1.0)
 

@@ -11,8 +11,9 @@ from test_lipschitz import nets_of
 
 import jaxmargin as jm
 from jaxmargin import models
+from jaxmargin.lipschitz.constants import cross_lipschitz
 from jaxmargin.lipschitz.elimination import PILOT, PILOT_OF_MANY
-from jaxmargin.lipschitz.sampling import cross_lipschitz
+from jaxmargin.lipschitz.sampling import Sampling
 
 MODEL = models.mlp((6, 5), 10, hidden=64)
 
@@ -87,10 +88,8 @@ def test_of_many_classes_only_the_rivals_see_all_samples(key):
         logits = jax.vmap(logits_fn)(xs)
         predicted = jnp.argmax(logits, 1)
         gaps = jnp.max(logits, 1, keepdims=True) - logits
-        options = dict(norm=jm.l2, radius=2.0, chunk_size=None, box=None, precision="float32")
-        return predicted, cross_lipschitz(
-            logits_fn, key, xs, predicted, gaps, num_samples=num_samples, exact=False, **options
-        ).seen
+        sampling = Sampling(radius=2.0, num_samples=num_samples)
+        return predicted, cross_lipschitz(logits_fn, key, xs, predicted, gaps, sampling).seen
 
     predicted, seen = run(key, xs)
     assert (seen >= PILOT_OF_MANY).all()

@@ -5,9 +5,9 @@ A maximum over samples can only be too small: everything here is an estimate, ne
 
 from jaxmargin.lipschitz.blocks import BlockMaxima, block_maxima
 from jaxmargin.lipschitz.clever_score import Clever, clever
+from jaxmargin.lipschitz.constants import local_lipschitz
 from jaxmargin.lipschitz.radial import radial_margin
 from jaxmargin.lipschitz.sampled_margin import lipschitz_margin
-from jaxmargin.lipschitz.sampling import local_lipschitz
 
 __all__ = [
     "BlockMaxima", "Clever", "block_maxima", "clever", "lipschitz_margin", "local_lipschitz", "radial_margin",

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 
 from jaxmargin import checks
 from jaxmargin.batching.rules import Batch, batch_rule, single_example
+from jaxmargin.lipschitz.constants import cross_lipschitz, leads
 from jaxmargin.lipschitz.gradient_norms import GradientNorms
-from jaxmargin.lipschitz.sampling import cross_lipschitz, default_chunk_size, leads
+from jaxmargin.lipschitz.sampling import Sampling, default_chunk_size
 from jaxmargin.norms import Norm, l2
 from jaxmargin.types import Box, LogitsFn
 
@@ -47,16 +48,14 @@ def _of_batch(
         chunk_size = default_chunk_size(block_size, batch.xs[0].size, name="block_size")
     checks.whole("chunk_size", chunk_size)
     checks.divisible("block_size", block_size, "chunk_size", chunk_size)
+    sampling = Sampling(num_samples=block_size, chunk_size=chunk_size, exact=True, **options)
     _, predicted, gaps = leads(logits_fn, batch.xs)
 
     def block(first: jax.Array) -> jax.Array:
         def later(norms: GradientNorms) -> GradientNorms:
             return norms._replace(perturbations=lambda indices: norms.perturbations(first + indices))
 
-        sizes: dict[str, Any] = dict(num_samples=block_size, chunk_size=chunk_size)
-        found = cross_lipschitz(
-            logits_fn, key, batch.xs, predicted, gaps, valid=batch.valid, exact=True, view=later, **sizes, **options
-        )
+        found = cross_lipschitz(logits_fn, key, batch.xs, predicted, gaps, sampling, valid=batch.valid, view=later)
         return found.largest  # [b, c]
 
     maxima = jax.lax.map(block, jnp.arange(num_blocks) * block_size)  # [num_blocks, b, c]
@@ -112,6 +111,7 @@ def block_maxima(
     Array([[0., 5.],
            [0., 5.]], dtype=float32)
     """
-    options: dict[str, Any] = dict(norm=norm, radius=radius, num_blocks=num_blocks, block_size=block_size)
-    options |= dict(chunk_size=chunk_size, box=box, precision=precision)
-    return single_example(_of_batch, logits_fn, key, x, y, **options)
+    return single_example(
+        _of_batch, logits_fn, key, x, y, norm=norm, radius=radius, num_blocks=num_blocks, block_size=block_size,
+        chunk_size=chunk_size, box=box, precision=precision,
+    )  # fmt: skip

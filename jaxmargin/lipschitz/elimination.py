@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxmargin.lipschitz import tails
 from jaxmargin.lipschitz.gradient_norms import GradientNorms
 from jaxmargin.lipschitz.sampler import Centre, Sampler, all_norms, tails_of
+from jaxmargin.lipschitz.sampling import Sampling
 from jaxmargin.lipschitz.tails import Tail
 from jaxmargin.margins import gap_over_slope
 
@@ -53,38 +54,26 @@ class _State(NamedTuple):
 
 
 def largest_norms(
-    gradient_norms: GradientNorms,
-    centres: Centre,
-    *,
-    radius: float | jax.Array,
-    num_samples: int,
-    rows: int,
-    least_rows: int = 1,
-    exact: bool = False,
-    tolerance: float | None = None,
-    axis_name: str | None = None,
+    gradient_norms: GradientNorms, centres: Centre, sampling: Sampling, *, rows: int, least_rows: int
 ) -> LargestNorms:
     """The largest gradient norm of every class that can decide the margin, at b centres that share their samples.
 
     Args:
       gradient_norms: of the classifier.
       centres: Centre with fields stacked [b].
-      radius: of the ball; a margin beyond it is of no interest.
-      num_samples: number of samples.
+      sampling: of the balls; a margin beyond the radius is of no interest.
       rows: samples looked at together.
       least_rows: fewer than so many are never looked at.
-      exact: whether all classes see all samples.
-      tolerance: stop at a centre once its margin is not expected to fall by more; None goes on to num_samples.
-      axis_name: of a mapped axis whose devices share the samples among them.
 
     Returns:
       LargestNorms with fields stacked [b]. A class that cannot decide the margin keeps the norm it was left with.
     """
-    sampler = Sampler(gradient_norms, centres, num_samples, rows, axis_name)
-    if exact and tolerance is None:
+    num_samples = sampling.num_samples
+    sampler = Sampler(gradient_norms, centres, num_samples, rows, sampling.axis_name)
+    if sampling.exact and sampling.tolerance is None:
         return _of_all_samples(sampler)
     length = min(num_samples, PILOT if centres.gaps.shape[1] < MANY else PILOT_OF_MANY)
-    rules = _Rules(radius, num_samples, length, exact, tolerance)
+    rules = _Rules(sampling, length)
     ends = [*(length * 2**i for i in range(64) if length * 2**i < num_samples), num_samples]
     bounds, valid = jnp.asarray(ends, jnp.int32), jnp.broadcast_to(centres.valid[:, None], centres.gaps.shape)  # [b, m]
 
@@ -93,7 +82,7 @@ def largest_norms(
 
     state = _pilot(sampler, length, min(rows, -(-length // least_rows) * least_rows))
     state = jax.lax.fori_loop(0, len(ends) - 1, round_, state)
-    if len(ends) > 1 and tolerance is None and not exact:
+    if len(ends) > 1 and sampling.tolerance is None and not sampling.exact:
         flagged = (_judged(rules.too_close, state, centres) & valid).any(1)  # [b]
         behind = flagged[:, None] & (state.seen < num_samples) & valid
         state = _follow(sampler, state, length, num_samples, behind)._replace(flagged=flagged)
@@ -125,17 +114,15 @@ def _follow(
 class _Rules(NamedTuple):
     """What is decided about one centre, from where its sampling stands and its gaps [m]."""
 
-    radius: float | jax.Array
-    num_samples: int
-    pilot: int
-    exact: bool
-    tolerance: float | None
+    sampling: Sampling
+    pilot: int  # samples of the pilot
 
     def active(self, state: _State, gaps: jax.Array) -> jax.Array:
         """[m] the candidates of the next round."""
         low, now = self._least(state, gaps), self._margin(state, gaps)
-        candidates = (jnp.ones(gaps.shape, bool) if self.exact else low <= now) & (state.seen == jnp.max(state.seen))
-        return candidates if self.tolerance is None else candidates & (now - jnp.min(low) > self.tolerance)
+        near = jnp.ones(gaps.shape, bool) if self.sampling.exact else low <= now
+        candidates, tolerance = near & (state.seen == jnp.max(state.seen)), self.sampling.tolerance
+        return candidates if tolerance is None else candidates & (now - jnp.min(low) > tolerance)
 
     def too_close(self, state: _State, gaps: jax.Array) -> jax.Array:
         """[m] the eliminated classes that could decide after all, had they risen as the others unexpectedly did."""
@@ -143,14 +130,14 @@ class _Rules(NamedTuple):
         surprise = jnp.max(jnp.where((state.seen > self.pilot) & (state.rise > 0), risen, 1.0))
         rise = jnp.maximum(jnp.maximum(surprise, 1.0) * self._left(state), state.missed)
         low = gap_over_slope(gaps, state.tail.largest + rise)
-        return (state.seen < self.num_samples) & (low < self._margin(state, gaps))
+        return (state.seen < self.sampling.num_samples) & (low < self._margin(state, gaps))
 
     def remainder(self, state: _State, gaps: jax.Array) -> jax.Array:
         """By how much the margin may still fall."""
         return jnp.maximum(self._margin(state, gaps) - jnp.min(self._least(state, gaps)), 0.0)
 
     def _margin(self, state: _State, gaps: jax.Array) -> jax.Array:
-        return jnp.minimum(jnp.min(gap_over_slope(gaps, state.tail.largest)), self.radius)
+        return jnp.minimum(jnp.min(gap_over_slope(gaps, state.tail.largest)), self.sampling.radius)
 
     def _least(self, state: _State, gaps: jax.Array) -> jax.Array:
         """[m] the distances at which classes could catch up with norms as large as they may become."""
@@ -158,7 +145,8 @@ class _Rules(NamedTuple):
 
     def _left(self, state: _State) -> jax.Array:
         """[m] by how much norms may still rise."""
-        return tails.predicted_increase(state.tail, state.unit, self.num_samples, self.num_samples / state.seen)
+        total = self.sampling.num_samples
+        return tails.predicted_increase(state.tail, state.unit, total, total / state.seen)
 
 
 def _pilot(sampler: Sampler, length: int, rows: int) -> _State:

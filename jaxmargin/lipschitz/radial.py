@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxmargin.batching.rules import Batch, batch_rule, single_example
 from jaxmargin.lipschitz.gradient_norms import GradientNorms
 from jaxmargin.lipschitz.sampled_margin import margins_of_batch
+from jaxmargin.lipschitz.sampling import Sampling
 from jaxmargin.margins import Margins
 from jaxmargin.norms import Norm, l2, radial
 from jaxmargin.types import Box, LogitsFn
@@ -16,22 +17,14 @@ from jaxmargin.types import Box, LogitsFn
 __all__ = ["radial_margin"]
 
 
-def _of_batch(
-    logits_fn: LogitsFn,
-    key: jax.Array,
-    batch: Batch,
-    *,
-    norm: Norm,
-    box: Box | None,
-    **options: Any,
-) -> Margins:
+def _of_batch(logits_fn: LogitsFn, key: jax.Array, batch: Batch, **options: Any) -> Margins:
     """``radial_margin`` of b examples, which share their samples."""
+    sampling = Sampling(**options)
 
     def view(norms: GradientNorms) -> GradientNorms:
-        return _within_reach(norms, logits_fn, norm, box)
+        return _within_reach(norms, logits_fn, sampling.norm, sampling.box)
 
-    options |= dict(norm=radial(norm), box=box, tolerance=None, view=view)
-    return margins_of_batch(logits_fn, key, batch, **options)
+    return margins_of_batch(logits_fn, key, batch, sampling._replace(norm=radial(sampling.norm)), view)
 
 
 @batch_rule(_of_batch, batch_size=lambda: 16, divides_samples=True)
@@ -89,15 +82,20 @@ def radial_margin(
     0.1
     1.0
     """
-    options: dict[str, Any] = dict(norm=norm, radius=radius, num_samples=num_samples, chunk_size=chunk_size, box=box)
-    return single_example(_of_batch, logits_fn, key, x, y, **options, exact=exact, precision=precision)
+    return single_example(
+        _of_batch, logits_fn, key, x, y, norm=norm, radius=radius, num_samples=num_samples, chunk_size=chunk_size,
+        box=box, exact=exact, precision=precision,
+    )  # fmt: skip
 
 
 def _within_reach(norms: GradientNorms, logits_fn: LogitsFn, norm: Norm, box: Box | None) -> GradientNorms:
     """min(gradient norm, gap / distance of the sample) in place of norms, the first sample moved to the centre."""
 
+    @jax.vmap
+    def moved(index: jax.Array, leaf: jax.Array) -> jax.Array:
+        return jnp.where(index > 0, leaf, 0.0)
+
     def perturbations(indices: jax.Array) -> Any:
-        moved = jax.vmap(lambda index, leaf: jnp.where(index > 0, leaf, 0.0))
         offsets = moved(indices, norms.offsets(indices))  # [s, *d]
         return moved(indices, norms.perturbations(indices)), jax.vmap(norm.size)(offsets) if box is None else offsets
 

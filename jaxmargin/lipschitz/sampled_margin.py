@@ -1,5 +1,6 @@
 """The sampled Lipschitz margin: the distance at which a class could catch up, were it as steep as samples show."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,7 +8,9 @@ import jax.numpy as jnp
 
 from jaxmargin import checks
 from jaxmargin.batching.rules import Batch, batch_rule, single_example
-from jaxmargin.lipschitz.sampling import cross_lipschitz, leads
+from jaxmargin.lipschitz.constants import cross_lipschitz, leads
+from jaxmargin.lipschitz.gradient_norms import GradientNorms
+from jaxmargin.lipschitz.sampling import Sampling
 from jaxmargin.margins import Margins, distance_to_boundary, signed
 from jaxmargin.norms import Norm, l2
 from jaxmargin.types import Box, LogitsFn
@@ -15,22 +18,45 @@ from jaxmargin.types import Box, LogitsFn
 __all__ = ["lipschitz_margin", "margins_of_batch"]
 
 
-def margins_of_batch(logits_fn: LogitsFn, key: jax.Array, batch: Batch, *, radius: float, **options: Any) -> Margins:
-    """``lipschitz_margin`` of b examples, which share their samples."""
+def margins_of_batch(
+    logits_fn: LogitsFn,
+    key: jax.Array,
+    batch: Batch,
+    sampling: Sampling,
+    view: Callable[[GradientNorms], GradientNorms] | None = None,
+) -> Margins:
+    """``lipschitz_margin`` of b examples, which share their samples.
+
+    Args:
+      logits_fn: x -> logits [c].
+      key: a PRNG key.
+      batch: the examples.
+      sampling: of the balls around them.
+      view: as in ``cross_lipschitz``.
+
+    Returns:
+      Margins with fields of length b.
+
+    Raises:
+      ValueError: see ``lipschitz_margin``.
+    """
     checks.logits(logits_fn, batch.xs[0])
     logits, predicted, gaps = leads(logits_fn, batch.xs)
-    found = cross_lipschitz(logits_fn, key, batch.xs, predicted, gaps, radius=radius, valid=batch.valid, **options)
+    found = cross_lipschitz(logits_fn, key, batch.xs, predicted, gaps, sampling, valid=batch.valid, view=view)
     distance = jax.vmap(distance_to_boundary)(logits, predicted, found.largest)  # [b]
-    margin = jax.vmap(signed)(jnp.minimum(distance, radius), predicted, batch.ys)
+    margin = jax.vmap(signed)(jnp.minimum(distance, sampling.radius), predicted, batch.ys)
     samples = jnp.max(found.seen, 1)  # [b]
     candidates = jnp.sum(found.seen == samples[:, None], 1) - 1
-    return Margins(
-        margin, predicted, distance >= radius, found.largest, candidates, found.flagged, samples, found.remainder
-    )
+    capped = distance >= sampling.radius
+    return Margins(margin, predicted, capped, found.largest, candidates, found.flagged, samples, found.remainder)
+
+
+def _of_batch(logits_fn: LogitsFn, key: jax.Array, batch: Batch, **options: Any) -> Margins:
+    return margins_of_batch(logits_fn, key, batch, Sampling(**options))
 
 
 # In batches of 16 what the examples share costs little, and a call does not take too long.
-@batch_rule(margins_of_batch, batch_size=lambda: 16, divides_samples=True)
+@batch_rule(_of_batch, batch_size=lambda: 16, divides_samples=True)
 def lipschitz_margin(
     logits_fn: LogitsFn,
     key: jax.Array,
@@ -83,6 +109,7 @@ def lipschitz_margin(
     >>> lipschitz_margin(lambda x: w @ x, jax.random.key(0), jnp.array([1.0, 0.5]), 0, num_samples=64).margin
     Array(1., dtype=float32)
     """
-    options: dict[str, Any] = dict(norm=norm, radius=radius, num_samples=num_samples, chunk_size=chunk_size, box=box)
-    options |= dict(exact=exact, tolerance=tolerance, precision=precision)
-    return single_example(margins_of_batch, logits_fn, key, x, y, **options)
+    return single_example(
+        _of_batch, logits_fn, key, x, y, norm=norm, radius=radius, num_samples=num_samples, chunk_size=chunk_size,
+        box=box, exact=exact, tolerance=tolerance, precision=precision,
+    )  # fmt: skip
