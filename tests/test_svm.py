@@ -123,6 +123,13 @@ def test_residuals_show_a_wrong_solution():
     assert shifted.balance > 0.01
 
 
+def test_points_that_are_tiny_beside_the_penalised_bias_are_still_told_apart():
+    xs, ys = separable(0, 50, 4)
+    found = hard_margin_svm(1e-5 * xs, ys, bias="penalised")
+    stretch = np.hypot(np.linalg.norm(found.w), found.b)  # all rows have a length near 1
+    assert max(found.kkt) < 16 * np.finfo(float).eps * stretch**2 < 1e-3
+
+
 XOR = np.array([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [1.0, 0.0]]), np.array([-1, -1, 1, 1])
 MIXED = np.random.default_rng(0).normal(size=(200, 5)), np.random.default_rng(1).choice([-1.0, 1.0], size=200)
 TOUCHING = np.array([[0.0], [1.0], [1.0], [2.0]]), np.array([-1, -1, 1, 1])

@@ -22,9 +22,10 @@ Array = NDArray[np.float64]
 FEASIBLE = 1e-11  # a constraint is violated when it misses its level by more than this, relative to max_i |z_i| |u|
 JOINING, ROUNDS = 64, 1000  # violated constraints that join in a round, and rounds at most
 THINNEST = 1e-6  # a margin below this part of max_i |z_i| cannot be told from 0: the classes count as not separable
-# Of daqp. Its proximal iterations for a c without a weight cycle where points occur twice: c has a weight here.
+# Of daqp. Its proximal iterations, for a c without a weight, cycle where points occur twice: c has one here. By default
+# it takes rows for dependent that are not, where points are tiny beside the 1 of a penalised bias.
 SETTINGS = dict(primal_tol=1e-12, dual_tol=1e-12, sing_tol=1e-15, iter_limit=100_000, eps_prox=0.0)
-WEIGHT = 1e-4
+WEIGHT = 1e-4  # of c
 INFEASIBLE = -1  # exit flag
 NOT_SEPARABLE = "xs: no hyperplane separates the two classes: choose others, such as digits 0 and 1"
 
