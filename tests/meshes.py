@@ -13,7 +13,7 @@ def main(out, coordinator=None, process=0, count=1):
     jax.config.update("jax_num_cpu_devices", 8 // int(count))
     if coordinator:
         jax.distributed.initialize(coordinator, int(count), int(process))
-    from conftest import random_params
+    from helpers import random_params
 
     import jaxmargin as jm
     from jaxmargin import models

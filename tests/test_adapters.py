@@ -9,6 +9,8 @@ from flax import nnx
 
 import jaxmargin as jm
 
+pytestmark = pytest.mark.hurried
+
 
 class Net(nn.Module):
     """A batched linen network whose call takes an option."""

@@ -11,6 +11,8 @@ import jaxmargin as jm
 from jaxmargin.attacks.adaptive_norm_pgd import LONGER
 from jaxmargin.losses import soft_logit_margin
 
+pytestmark = pytest.mark.hurried
+
 D_MAX = 3.0
 NORMS = {"l2": (jm.l2, 2), "linf": (jm.linf, 1), "l1": (jm.l1, np.inf)}  # with the order of the dual
 

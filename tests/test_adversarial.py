@@ -13,6 +13,8 @@ from jaxmargin import objectives
 from jaxmargin.lab.training import init_state, train_epoch
 from jaxmargin.losses import cross_entropy
 
+pytestmark = pytest.mark.hurried
+
 W = np.float32([[2.0, -1.0, 0.5], [0.0, 0.0, 0.0]])
 X, Y = np.float32([0.8, 0.1, 0.4]), np.array(0)
 NORMS = {"l2": (jm.l2, 2), "linf": (jm.linf, 1)}

@@ -12,6 +12,8 @@ import pytest
 
 import jaxmargin as jm
 
+pytestmark = pytest.mark.hurried
+
 MODULES = [
     importlib.import_module(module.name)
     for module in pkgutil.walk_packages(jm.__path__, "jaxmargin.")

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 import jaxmargin as jm
 
+pytestmark = pytest.mark.hurried
+
 ORDERS = {"l2": 2, "linf": np.inf, "l1": 1}
 ATTACKS = {
     "pgd": functools.partial(jm.pgd, num_steps=10, loss="logit_margin"),

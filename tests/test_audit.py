@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_linear
+from helpers import random_linear
 
 import jaxmargin as jm
+
+pytestmark = pytest.mark.hurried
 
 
 def as_params(nets):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_linear, random_params
+from helpers import random_linear, random_params
 from exact import distance, random_net
 
 import jaxmargin as jm

@@ -8,6 +8,8 @@ from scipy.stats import genextreme
 import jaxmargin as jm
 from jaxmargin.lipschitz.clever_score import REACH, _cost, endpoint
 
+pytestmark = pytest.mark.hurried
+
 SERIES, BLOCKS = 60, 50
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_linear, random_params
+from helpers import random_linear, random_params
 from test_lipschitz import RADIUS, nets_of, paraboloid
 
 import jaxmargin as jm

@@ -7,6 +7,8 @@ import pytest
 
 from jaxmargin.lipschitz import tails
 
+pytestmark = pytest.mark.hurried
+
 N, SEEN, TRIALS = 51_200, 256, 300
 
 

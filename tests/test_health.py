@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_params
+from helpers import random_params
 
 import jaxmargin as jm
 from jaxmargin.health import layer_cake, plateau, weak_loss
+
+pytestmark = pytest.mark.hurried
 
 
 @pytest.fixture(scope="module")

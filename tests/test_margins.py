@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_linear
+from helpers import random_linear
 
 import jaxmargin as jm
+
+pytestmark = pytest.mark.hurried
 
 NORMS = {"l2": (jm.l2, 2), "linf": (jm.linf, 1), "l1": (jm.l1, np.inf)}  # with the order of the dual
 norms = pytest.mark.parametrize(("norm", "dual"), NORMS.values(), ids=NORMS)

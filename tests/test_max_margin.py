@@ -14,6 +14,8 @@ from jaxmargin.attacks.adaptive_norm_pgd import LONGER
 from jaxmargin.lab.training import init_state, train_epoch
 from jaxmargin.losses import cross_entropy, logit_margin, soft_logit_margin
 
+pytestmark = pytest.mark.hurried
+
 NORMS = {"l2": (jm.l2, 2), "linf": (jm.linf, np.inf)}
 both_norms = pytest.mark.parametrize(("norm", "order"), NORMS.values(), ids=NORMS)
 

@@ -63,7 +63,7 @@ def test_the_number_of_devices_changes_no_bit(found):
 
 
 def test_a_mesh_gives_what_no_mesh_gives(found, tiny):
-    from conftest import random_params
+    from helpers import random_params
 
     rng = np.random.default_rng(0)
     xs, ys = rng.normal(size=(9, 4, 3)).astype(np.float32), rng.integers(0, 4, 9)

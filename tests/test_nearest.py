@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_linear
+from helpers import random_linear
 
 import jaxmargin as jm
 from jaxmargin.attacks import bisect_boundary
+
+pytestmark = pytest.mark.hurried
 
 NORMS = {"l2": (jm.l2, 2, 2), "linf": (jm.linf, np.inf, 1), "l1": (jm.l1, 1, np.inf)}  # orders of norm and dual
 norms = pytest.mark.parametrize(("norm", "order", "dual"), NORMS.values(), ids=NORMS)

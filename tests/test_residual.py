@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_params
+from helpers import random_params
 
 from jaxmargin.models.model import BATCH
 from jaxmargin.models.residual import wide_resnet
+
+pytestmark = pytest.mark.hurried
 
 MODEL = wide_resnet((8, 12, 3), 3, depth=10, width=1)
 DEEPER = wide_resnet((8, 8, 1), 3, depth=16, width=2)  # a shortcut in the first group, and blocks without one

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_params
+from helpers import random_params
 from test_lipschitz import nets_of
 
 import jaxmargin as jm
@@ -14,6 +14,8 @@ from jaxmargin import models
 from jaxmargin.lipschitz.constants import cross_lipschitz
 from jaxmargin.lipschitz.elimination import PILOT, PILOT_OF_MANY
 from jaxmargin.lipschitz.sampling import Sampling
+
+pytestmark = pytest.mark.hurried
 
 MODEL = models.mlp((6, 5), 10, hidden=64)
 

@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_params
+from helpers import random_params
 
 import jaxmargin as jm
 from jaxmargin import models
 from jaxmargin.layers import layers_of
 from jaxmargin.lipschitz.gradient_norms import gradient_norms_of
+
+pytestmark = pytest.mark.hurried
 
 NORMS = pytest.mark.parametrize("norm", [jm.l2, jm.linf, jm.l1], ids=["l2", "linf", "l1"])
 NETWORKS = {

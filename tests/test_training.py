@@ -14,6 +14,8 @@ from jaxmargin.losses import cross_entropy
 from jaxmargin.objectives.augmentation import crop_and_flip
 from jaxmargin.objectives.regularizers import orthogonality
 
+pytestmark = pytest.mark.hurried
+
 SCALE, SHAPE = 16.0, (8, 8, 1)
 
 

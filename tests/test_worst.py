@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_linear
+from helpers import random_linear
 
 import jaxmargin as jm
 from jaxmargin.attacks.work_queue import in_slots

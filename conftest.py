@@ -1,0 +1,52 @@
+"""How programs are compiled under pytest, which is what takes most of its time."""
+
+import gc
+import os
+
+import jax
+import pytest
+from jax._src import compiler  # the one private module: without it, or without its function, tests only take longer
+
+# A test looks at numbers a few times and compiles all the while, so that most of what it leaves is traces.
+gc.set_threshold(100_000, 20, 20)
+jax.config.update("jax_traceback_in_locations_limit", 0)  # nobody reads the source lines in compiled programs
+
+HURRIED = {"xla_cpu_use_fusion_emitters": False}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Programs that several tests of a run compile, also in other workers, are compiled once."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten(request):
+    """What a file's tests have compiled leaves the memory with them; the hurried ones compile in a third of the time.
+
+    The marker ``hurried`` stands in files that look at decisions, or at numbers far above rounding, and documentation is
+    read like them. What rests on bits, rounding or memory is compiled as for users.
+    """
+    documentation = not request.path.name.startswith("test_")
+    with pytest.MonkeyPatch.context() as patch:
+        if documentation or request.node.get_closest_marker("hurried"):
+            hurry(patch)
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+    gc.collect()
+
+
+def hurry(patch):
+    """Compiles without LLVM's optimizations, and fused loops by XLA's older and shorter way."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    if (original := getattr(compiler, "get_compile_options", None)) and jax.default_backend() == "cpu":
+
+        def get_compile_options(*args, env_options_overrides=None, **options):
+            return original(*args, env_options_overrides=HURRIED | dict(env_options_overrides or {}), **options)
+
+        patch.setattr(compiler, "get_compile_options", get_compile_options)
