@@ -28,8 +28,8 @@ def compiled_once(tmp_path_factory):
 def forgotten(request):
     """What a file's tests have compiled leaves the memory with them; the hurried ones compile in a third of the time.
 
-    The marker ``hurried`` stands in files that look at decisions, or at numbers far above rounding, and documentation is
-    read like them. What rests on bits, rounding or memory is compiled as for users.
+    The marker ``hurried`` stands in files that look at decisions, or at numbers far above rounding; documentation is
+    like them. What rests on bits, rounding or memory is compiled as for users.
     """
     documentation = not request.path.name.startswith("test_")
     with pytest.MonkeyPatch.context() as patch:

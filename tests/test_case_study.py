@@ -16,6 +16,8 @@ from runs.case_study import __main__ as run
 from runs.case_study import claims, hyperplanes, study
 from runs.case_study.svm import Direction, linear_margins
 
+pytestmark = pytest.mark.hurried
+
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "tfds"
 
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import random_linear, random_params
 from exact import distance, random_net
+from helpers import random_linear, random_params
 
 import jaxmargin as jm
 from jaxmargin import models

@@ -23,7 +23,7 @@ import pytest
 from jaxmargin.lab import data
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="tensorflow_datasets is not installed")
-builders = pytest.importorskip("jaxmargin.lab.builders")
+from jaxmargin.lab.data import builders, loading  # noqa: E402
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_shared = pytest.mark.skipif(
@@ -435,19 +435,19 @@ def test_real_mnist_files_pass_the_registered_checksums_and_are_prepared(folders
 
 @needs_shared
 def test_real_cifar10_follows_the_official_order():
-    prepared = data._find("cifar10", SHARED / "tfds")
+    prepared = loading._find("cifar10", SHARED / "tfds")
     builder = tfds.builder_from_directory(prepared.folder)
     assert prepared.sizes["train"] == 50_000 and prepared.sizes["test"] in (1_000, 10_000)
-    test = data._decode_split(builder, "cifar10", "test", prepared)
+    test = loading._decode_split(builder, "cifar10", "test", prepared)
     assert test.labels[:10].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]  # cat, ship, ship, plane, frog, frog, ...
     skip = {"image": tfds.decode.SkipDecoding()}
     source = builder.as_data_source(split="test", decoders=skip)
     ids = [int(row["id"].decode().removeprefix("test_")) for row in source.__getitems__(list(range(len(source))))]
-    assert ids == list(data._official_index("test", len(source)))
+    assert ids == list(loading._official_index("test", len(source)))
 
 
 def test_official_index_is_a_permutation():
-    index = data._official_index("train", 100)
+    index = loading._official_index("train", 100)
     assert sorted(index) == list(range(100))
     digests = [hashlib.md5(f"train{i}".encode()).digest() for i in index]
     assert digests == sorted(digests)

@@ -15,6 +15,8 @@ from runs.paper import cell as experiments
 from runs.paper import publish as publishing
 from runs.paper.cell import Cell, run_cell, schedule
 
+pytestmark = pytest.mark.hurried
+
 CELL = Cell(
     dataset="digits", model="mlp", method="amr", preset="text", seed=3, epochs=11, learning_rate=0.02, batch_size=32,
     lam=0.1, beta=1e-3, tau=5.0, form="ramp", dropout=0.0, points=6, num_samples=64, radius=1.5, epsilons=(0.25, 1.0),

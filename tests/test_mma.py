@@ -22,6 +22,8 @@ from runs.mma import tables as robust_tables
 from runs.mma.cell import ENSEMBLE, RobustCell, kind_of
 from runs.results import __main__ as results
 
+pytestmark = pytest.mark.hurried
+
 TINY = [
     *("--steps", "20", "--attack-steps", "3", "--attack-points", "40", "--worst-case-steps", "5"),
     *("--nearest-steps", "10", "--points", "6", "--num-samples", "64"),

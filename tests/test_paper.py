@@ -20,6 +20,8 @@ from runs.paper import __main__ as paper
 from runs.paper import presets
 from runs.paper import publish as publishing
 
+pytestmark = pytest.mark.hurried
+
 ROOT = Path(__file__).parents[1]
 QUICK = ["--models", "mlp", "--methods", "std", "--epochs", "40", "--num-samples", "64", "--points", "4"]
 QUICK += ["--attack-steps", "3", "--attack-points", "40", "--worst-case-steps", "3", "--epsilons", "0.5"]

@@ -9,6 +9,8 @@ import pytest
 
 from jaxmargin.lab.files import read_json
 
+pytestmark = pytest.mark.hurried
+
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)

@@ -16,6 +16,8 @@ from runs.paper.cell import Cell, run_cell
 from runs.results import __main__ as results
 from runs.results import comparison
 
+pytestmark = pytest.mark.hurried
+
 CELL = Cell(
     dataset="digits", model="mlp", method="amr", preset="released", seed=0, epochs=2, learning_rate=0.02, batch_size=32,
     lam=0.1, beta=1e-3, tau=5.0, form="ramp", dropout=0.0, points=4, num_samples=64, radius=1.5,

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import random_params
 from flax import nnx
+from helpers import random_params
 
 import jaxmargin as jm
 from jaxmargin.xla_cpu.rewriting import loopable

@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_params
+from helpers import random_params
 
 import jaxmargin as jm
 from jaxmargin.attacks import PUBLISHED
 from jaxmargin.lab.robustness import bounds, broken_as_published, broken_in_the_worst_case, pgd_sweep
+
+pytestmark = pytest.mark.hurried
 
 EPSILONS = (0.7, 1.0, 1.4)
 

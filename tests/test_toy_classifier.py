@@ -8,6 +8,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from jaxmargin import losses
 from runs.mma import toy_classifier as under_test
 
+pytestmark = pytest.mark.hurried
+
 
 @pytest.fixture(scope="module")
 def params():
