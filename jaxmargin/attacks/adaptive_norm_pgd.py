@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmargin import checks
-from jaxmargin.attacks.base import Box, inside, refuse
+from jaxmargin.attacks.base import Box, bisect, inside, random_start, refuse
 from jaxmargin.attacks.projected_gradient_descent import ascend
 from jaxmargin.losses import soft_logit_margin
 from jaxmargin.norms import Norm, l2
@@ -95,21 +95,18 @@ def an_pgd(
         return -soft_logit_margin(logits_fn(z), y)
 
     with jax.default_matmul_precision("float32"):
-        start = x + epsilon * norm.sample_ball(key, x.shape).astype(x.dtype)
+        start = random_start(key, x, norm, epsilon)
         step_size = 2.5 * epsilon / num_steps
         z = ascend(loss, start, x, norm=norm, epsilon=epsilon, step_size=step_size, num_steps=num_steps, box=box)
         reached = jnp.asarray(epsilon if reference else norm.size(z - x), x.dtype)
         direction = (z - x) / jnp.maximum(reached, jnp.finfo(x.dtype).tiny)
 
-        def halve(_: jax.Array, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            low, high = ends
-            middle = (low + high) / 2
-            over = loss(clip(x + middle * direction)) >= 0
-            return jnp.where(over, low, middle), jnp.where(over, middle, high)
+        def beyond(length: jax.Array) -> jax.Array:
+            return loss(clip(x + length * direction)) >= 0
 
         over, longest = loss(z) >= 0, jnp.asarray(LONGER * d_max, x.dtype)
         ends = jnp.where(over, 0 * reached, reached), jnp.where(over, reached, longest)
-        low, high = jax.lax.fori_loop(0, num_halvings, halve, ends)
+        low, high = bisect(beyond, *ends, num_halvings)
         found = over | (high < longest)
         if reference:
             length = (low + high) / 2

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmargin import checks
-from jaxmargin.attacks.base import Attack, Box, ball, loss_named, misses, outcome, refuse
+from jaxmargin.attacks.base import Attack, Box, ball, loss_named, misses, outcome, random_start, refuse
 from jaxmargin.norms import Norm, l2
 
 __all__ = ["Search", "advance", "apgd", "ascent", "goes_on", "start"]
@@ -103,7 +103,7 @@ def apgd(
     project, loss_fn = ball(x, norm, epsilon, box), loss_named(loss)
     look = ascent(logits_fn, lambda logits: loss_fn(logits, y), y)
     with jax.default_matmul_precision("float32"):
-        search = start(project(x + epsilon * norm.sample_ball(key, x.shape).astype(x.dtype)), epsilon)
+        search = start(project(random_start(key, x, norm, epsilon)), epsilon)
         search = jax.lax.while_loop(
             lambda search: goes_on(search, num_steps),
             lambda search: advance(look, project, norm, epsilon, num_steps, search),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxmargin import checks, losses
 from jaxmargin.norms import Norm
 
-__all__ = ["LOSSES", "Attack", "Box", "ball", "inside", "loss_named", "misses", "outcome", "refuse"]
+__all__ = ["LOSSES", "Attack", "Box", "ball", "bisect", "inside", "loss_named", "misses", "outcome", "random_start", "refuse"]
 
 Box = tuple[float, float]
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
@@ -131,6 +131,49 @@ def ball(
         return jnp.where(jnp.abs(z - x) > jnp.abs(offset), jnp.nextafter(z, x), z)
 
     return project
+
+
+def random_start(key: jax.Array, x: jax.Array, norm: Norm, epsilon: float | jax.Array) -> jax.Array:
+    """A point drawn uniformly from a ball.
+
+    Args:
+      key: a PRNG key.
+      x: [*d] the centre.
+      norm: of the ball.
+      epsilon: its radius.
+
+    Returns:
+      [*d], in no box yet.
+    """
+    return x + epsilon * norm.sample_ball(key, x.shape).astype(x.dtype)
+
+
+def bisect(
+    beyond: Callable[[jax.Array], jax.Array], low: jax.Array, high: jax.Array, num_steps: int
+) -> tuple[jax.Array, jax.Array]:
+    """Halves an interval again and again, keeping the half where something begins.
+
+    Args:
+      beyond: a number -> whether it has begun there; False at low and True at high, or neither moves.
+      low: lower end.
+      high: upper end.
+      num_steps: halvings.
+
+    Returns:
+      (low, high).
+
+    >>> [float(end) for end in bisect(lambda z: z * z > 2, jnp.array(0.0), jnp.array(2.0), 4)]
+    [1.375, 1.5]
+    """
+
+    def halve(_: jax.Array, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = ends
+        middle = (low + high) / 2
+        over = beyond(middle)
+        return jnp.where(over, low, middle), jnp.where(over, middle, high)
+
+    ends: tuple[jax.Array, jax.Array] = jax.lax.fori_loop(0, num_steps, halve, (low, high))
+    return ends
 
 
 def outcome(logits_fn: Callable, x: jax.Array, y: jax.Array, x_adv: jax.Array, norm: Norm) -> Attack:

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxmargin import checks
-from jaxmargin.attacks.base import Attack, Box, inside, loss_named, misses, outcome, refuse
+from jaxmargin.attacks.base import Attack, Box, bisect, inside, loss_named, misses, outcome, refuse
 from jaxmargin.losses import logit_margin
+from jaxmargin.margins import gap_over_slope
 from jaxmargin.norms import Norm, l2
 
 __all__ = ["bisect_boundary", "ddn", "deepfool", "fmn", "minimum_norm"]
@@ -205,8 +206,8 @@ def deepfool(
         one_hot = jax.nn.one_hot(jnp.append(rivals, y), num_classes, dtype=logits.dtype)
         normals = jax.vmap(lambda v: _inward(pullback(v)[0], z, box))(one_hot[:-1] - one_hot[-1][None])  # [k, *d]
         slopes = jax.vmap(norm.dual_size)(normals)
-        flat = slopes <= 0
-        ratios = jnp.where(flat, jnp.inf, jnp.maximum(gaps, 0) / jnp.where(flat, 1.0, slopes))  # [k]
+        # A tie that no step can break is no way out.
+        ratios = jnp.where(slopes <= 0, jnp.inf, gap_over_slope(gaps, slopes))  # [k]
         nearest = jnp.argmin(ratios)
         hop = jnp.where(jnp.isfinite(ratios[nearest]), ratios[nearest] * (1 + 1e-4), 0.0)
         offset = offset + hop * norm.steepest(normals[nearest])
@@ -306,19 +307,9 @@ def bisect_boundary(
     def at(share: jax.Array) -> jax.Array:
         return jnp.where(share >= 1, x_adv, clip(x + share * (x_adv - x)))
 
-    def halve(_: jax.Array, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = ends
-        middle = (low + high) / 2
-        lost = misses(logits_fn(at(middle)), y)
-        return jnp.where(lost, low, middle), jnp.where(lost, middle, high)
-
-    def drawn() -> jax.Array:
-        one = jnp.ones((), x.dtype)
-        _, high = jax.lax.fori_loop(0, num_steps, halve, (0 * one, one))
-        return at(high)
-
-    wrong = misses(logits_fn(x), y)
-    nearer = jnp.where(wrong, x, drawn())
+    wrong, one = misses(logits_fn(x), y), jnp.ones((), x.dtype)
+    _, high = bisect(lambda share: misses(logits_fn(at(share)), y), 0 * one, one, num_steps)
+    nearer = jnp.where(wrong, x, at(high))
     return outcome(logits_fn, x, y, jnp.where(wrong | misses(logits_fn(x_adv), y), nearer, x_adv), norm)
 
 
@@ -381,8 +372,7 @@ def _kept(search: _Nearest, lost: jax.Array, norm: Norm) -> _Nearest:
 def _first_order(logits: jax.Array, y: jax.Array, gradient: jax.Array, norm: Norm, far: jax.Array) -> jax.Array:
     """The distance at which the linearised margin reaches 0; ``far`` where it is flat."""
     slope = norm.dual_size(gradient)
-    flat = slope <= 0
-    return jnp.where(flat, far, jnp.maximum(logit_margin(logits, y), 0.0) / jnp.where(flat, 1.0, slope))
+    return jnp.where(slope <= 0, far, gap_over_slope(logit_margin(logits, y), slope))
 
 
 def _direction(norm: Norm, gradient: jax.Array, away: jax.Array, share: jax.Array | float = 0.0) -> jax.Array:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmargin import checks
-from jaxmargin.attacks.base import Attack, Box, ball, loss_named, misses, outcome, refuse
+from jaxmargin.attacks.base import Attack, Box, ball, loss_named, misses, outcome, random_start, refuse
 from jaxmargin.losses import logit_margin
 from jaxmargin.norms import Norm, l2
 
@@ -162,7 +162,7 @@ def _best(search: _Search, logits: jax.Array, y: jax.Array) -> _Search:
 
 def _start(key: jax.Array, x: jax.Array, norm: Norm, epsilon: float | jax.Array, box: Box | None) -> jax.Array:
     if box is None:
-        return x + epsilon * norm.sample_ball(key, x.shape).astype(x.dtype)
+        return random_start(key, x, norm, epsilon)
     return jax.random.uniform(key, x.shape, x.dtype, *box)
 
 

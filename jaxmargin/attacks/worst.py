@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxmargin import checks
 from jaxmargin.attacks import auto_pgd
-from jaxmargin.attacks.base import LOSSES, Attack, Box, ball, outcome, refuse
+from jaxmargin.attacks.base import LOSSES, Attack, Box, ball, outcome, random_start, refuse
 from jaxmargin.attacks.work_queue import in_slots
 from jaxmargin.batching.chunks import ROWS
 from jaxmargin.batching.rules import Batch, batch_rule, single_example
@@ -65,8 +65,8 @@ def _of_batch(
         x = batch.xs[example]
         key_all = jax.random.wrap_key_data(bits, impl=jax.random.key_impl(key))
         key_start = jax.random.fold_in(jax.random.fold_in(key_all, batch.indices[example]), attempt)
-        z = x + epsilon * norm.sample_ball(key_start, x.shape).astype(x.dtype)
-        search = auto_pgd.start(ball(x, norm, epsilon, box)(z), epsilon)
+        project = ball(x, norm, epsilon, box)
+        search = auto_pgd.start(project(random_start(key_start, x, norm, epsilon)), epsilon)
         over = ~batch.valid[example] | (found.attempt[example] < attempts)
         search = search._replace(step=jnp.where(over, num_steps, 0).astype(search.step.dtype))
         y, rank = batch.ys[example], (attempt // len(raised)) % (num_classes - 1)

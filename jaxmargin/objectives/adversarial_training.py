@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmargin import checks
-from jaxmargin.attacks.base import Box
+from jaxmargin.attacks.base import Box, random_start
 from jaxmargin.attacks.projected_gradient_descent import ascend
 from jaxmargin.losses import cross_entropy
 from jaxmargin.norms import Norm, l2
@@ -50,7 +50,7 @@ def adversarial(
         logits_fn: LogitsFn, key: jax.Array, x: jax.Array, y: jax.Array, memory: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         size = radius(step)
-        start = x + size * norm.sample_ball(key, x.shape).astype(x.dtype)
+        start = random_start(key, x, norm, size)
         loss = lambda z: cross_entropy(logits_fn(z), y)  # noqa: E731
         options: dict[str, Any] = dict(norm=norm, step_size=length(size), num_steps=num_steps, box=box)
         return ascend(loss, start, x, epsilon=size, **options), memory
