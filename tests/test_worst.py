@@ -1,4 +1,4 @@
-"""The worst case over losses and restarts, and the slots that its searches run in."""
+"""The worst case over losses and restarts, and the queue that its searches wait in."""
 
 import functools
 
@@ -9,7 +9,7 @@ import pytest
 from helpers import Linear, random_linear
 
 import jaxmargin as jm
-from jaxmargin.attacks.work_queue import in_slots
+from jaxmargin.attacks.work_queue import run_queue
 
 pytestmark = pytest.mark.hurried
 
@@ -96,10 +96,10 @@ def test_bad_options_are_refused(options, message, linear, key):
         run(linear, key, **options)
 
 
-# Slots ----------------------------------------------------------------------------------------------------------------
+# Queue ----------------------------------------------------------------------------------------------------------------
 
 
-def counted(lengths, slots):
+def counted(lengths, workers):
     """Searches that take ``lengths`` steps each and record their index; also how many were begun before each."""
     lengths = jnp.asarray(lengths)
 
@@ -109,21 +109,21 @@ def counted(lengths, slots):
     def record(results, indices, states):
         return results.at[indices].set(states[2], mode="drop")
 
-    return in_slots(
+    return run_queue(
         start, lambda s: s[1] < lengths[s[0]], lambda s: (s[0], s[1] + 1, s[2]), record,
-        jnp.full(len(lengths), -1), count=len(lengths), slots=slots,
+        jnp.full(len(lengths), -1), count=len(lengths), workers=workers,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("slots", [1, 2, 3, 8, 20])
-def test_every_search_is_recorded_whatever_its_length(slots):
-    over_before = np.asarray(counted([3, 0, 1, 7, 2, 0, 0, 4], slots))
+@pytest.mark.parametrize("workers", [1, 2, 3, 8, 20])
+def test_every_search_is_recorded_whatever_its_length(workers):
+    over_before = np.asarray(counted([3, 0, 1, 7, 2, 0, 0, 4], workers))
     assert (over_before >= 0).all()  # recorded
     assert (np.diff(over_before) >= 0).all()  # begun in order
-    if slots == 1:
+    if workers == 1:
         np.testing.assert_array_equal(over_before, np.arange(8))
 
 
 def test_a_search_that_ends_makes_room_at_once():
-    # Two slots, one held by the long search: the others pass through the second one after another.
+    # Of two workers one is busy with the long search: the others pass through the second, one after another.
     np.testing.assert_array_equal(counted([100, 1, 1, 1, 1], 2), [0, 0, 1, 2, 3])

@@ -1,16 +1,16 @@
 """AN-PGD: PGD for the direction, bisection for the length; the inner search of MMA training."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxmargin import checks
-from jaxmargin.attacks.base import Box, bisect, inside, random_start, refuse
+from jaxmargin.attacks.base import bisect, clip_to_box, random_start, refuse
 from jaxmargin.attacks.projected_gradient_descent import ascend
 from jaxmargin.losses import soft_logit_margin
 from jaxmargin.norms import Norm, l2
+from jaxmargin.types import Box, LogitsFn
 
 __all__ = ["LONGER", "Boundary", "an_pgd"]
 
@@ -34,7 +34,7 @@ class Boundary(NamedTuple):
 
 
 def an_pgd(
-    logits_fn: Callable[[jax.Array], jax.Array],
+    logits_fn: LogitsFn,
     key: jax.Array,
     x: jax.Array,
     y: jax.Array,
@@ -89,7 +89,7 @@ def an_pgd(
     checks.positive("d_max", d_max)
     if not isinstance(epsilon, jax.Array) and epsilon > LONGER * d_max:
         raise ValueError(f"epsilon={epsilon} exceeds {LONGER} d_max = {LONGER * d_max:g}, where the search ends")
-    clip = inside(box)
+    clip = clip_to_box(box)
 
     def loss(z: jax.Array) -> jax.Array:
         return -soft_logit_margin(logits_fn(z), y)

@@ -11,10 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmargin import checks
-from jaxmargin.attacks.base import Attack, Box, ball, loss_named, misses, outcome, random_start, refuse
+from jaxmargin.attacks.base import (
+    Attack,
+    Loss,
+    loss_named,
+    misclassified,
+    outcome,
+    project_to_ball,
+    random_start,
+    refuse,
+)
 from jaxmargin.norms import Norm, l2
+from jaxmargin.types import Box, LogitsFn
 
-__all__ = ["Search", "advance", "apgd", "ascent", "goes_on", "start"]
+__all__ = ["Search", "apgd", "init", "should_continue", "step", "value_and_grad_of"]
 
 _MOMENTUM = 0.75
 _RISING = 0.75  # the share of rising steps below which the step size is halved
@@ -52,12 +62,12 @@ class Search(NamedTuple):
     value_then: jax.Array
 
 
-Ascent = Callable[[jax.Array], tuple[jax.Array, jax.Array, jax.Array]]  # z -> loss, its gradient, misclassified
+ValueAndGrad = Callable[[jax.Array], tuple[jax.Array, jax.Array, jax.Array]]  # z -> loss, gradient, misclassified
 Project = Callable[[jax.Array], jax.Array]
 
 
 def apgd(
-    logits_fn: Callable[[jax.Array], jax.Array],
+    logits_fn: LogitsFn,
     key: jax.Array,
     x: jax.Array,
     y: jax.Array,
@@ -65,7 +75,7 @@ def apgd(
     norm: Norm = l2,
     epsilon: float | jax.Array,
     num_steps: int = 100,
-    loss: str | Callable[[jax.Array, jax.Array], jax.Array] = "logit_margin",
+    loss: str | Loss = "logit_margin",
     box: Box | None = None,
 ) -> Attack:
     """Auto-PGD from one random start: stops at the first iterate that is misclassified.
@@ -100,20 +110,20 @@ def apgd(
     """
     refuse(logits_fn, x, y, box, num_steps=num_steps)
     checks.positive("epsilon", epsilon)
-    project, loss_fn = ball(x, norm, epsilon, box), loss_named(loss)
-    look = ascent(logits_fn, lambda logits: loss_fn(logits, y), y)
+    project, loss_fn = project_to_ball(x, norm, epsilon, box), loss_named(loss)
+    value_and_grad = value_and_grad_of(logits_fn, lambda logits: loss_fn(logits, y), y)
     with jax.default_matmul_precision("float32"):
-        search = start(project(random_start(key, x, norm, epsilon)), epsilon)
+        search = init(project(random_start(key, x, norm, epsilon)), epsilon)
         search = jax.lax.while_loop(
-            lambda search: goes_on(search, num_steps),
-            lambda search: advance(look, project, norm, epsilon, num_steps, search),
+            lambda search: should_continue(search, num_steps),
+            lambda search: step(value_and_grad, project, norm, epsilon, num_steps, search),
             search,
         )
         return outcome(logits_fn, x, y, search.best, norm)
 
 
-def ascent(logits_fn: Callable[[jax.Array], jax.Array], loss: Callable[[jax.Array], jax.Array], y: jax.Array) -> Ascent:
-    """What a search looks at.
+def value_and_grad_of(logits_fn: LogitsFn, loss: Callable[[jax.Array], jax.Array], y: jax.Array) -> ValueAndGrad:
+    """What a search asks of an iterate.
 
     Args:
       logits_fn: x -> logits [c].
@@ -124,15 +134,15 @@ def ascent(logits_fn: Callable[[jax.Array], jax.Array], loss: Callable[[jax.Arra
       z [*d] -> (loss, its gradient [*d], whether z is misclassified), by one forward and one backward pass.
     """
 
-    def look(z: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def value_and_grad(z: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         logits, pullback = jax.vjp(logits_fn, z)
         value, slope = jax.value_and_grad(loss)(logits)
-        return value, pullback(slope)[0], misses(logits, y)
+        return value, pullback(slope)[0], misclassified(logits, y)
 
-    return look
+    return value_and_grad
 
 
-def start(z: jax.Array, epsilon: float | jax.Array) -> Search:
+def init(z: jax.Array, epsilon: float | jax.Array) -> Search:
     """The search before its first iterate.
 
     Args:
@@ -147,7 +157,7 @@ def start(z: jax.Array, epsilon: float | jax.Array) -> Search:
     return Search(zero, z, z, least, z, jnp.zeros_like(z), least, no, length, zero, no, least)
 
 
-def goes_on(search: Search, num_steps: int) -> jax.Array:
+def should_continue(search: Search, num_steps: int) -> jax.Array:
     """Whether there are steps left and a reason for them.
 
     Args:
@@ -160,13 +170,18 @@ def goes_on(search: Search, num_steps: int) -> jax.Array:
     return (search.step < num_steps) & ~search.found & ~jnp.isnan(search.best_value)
 
 
-def advance(
-    look: Ascent, project: Project, norm: Norm, epsilon: float | jax.Array, num_steps: int, search: Search
+def step(
+    value_and_grad: ValueAndGrad,
+    project: Project,
+    norm: Norm,
+    epsilon: float | jax.Array,
+    num_steps: int,
+    search: Search,
 ) -> Search:
     """Looks at the next iterate, passes the checkpoint where there is one, and steps on.
 
     Args:
-      look: z -> loss, its gradient, whether z is misclassified; see ``ascent``.
+      value_and_grad: z -> loss, its gradient, whether z is misclassified; see ``value_and_grad_of``.
       project: z -> the nearest allowed point.
       norm: the norm of the ball.
       epsilon: radius of the ball.
@@ -177,7 +192,7 @@ def advance(
       Search.
     """
     z, before = search.z, search.before
-    value, gradient, found = look(z)
+    value, gradient, found = value_and_grad(z)
     # A search that goes back to its best iterate would hide a gradient that is not finite.
     value = jnp.where(jnp.isfinite(gradient).all(), value, jnp.nan).astype(search.value.dtype)
     better = (value > search.best_value) | found | jnp.isnan(value)

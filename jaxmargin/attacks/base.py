@@ -8,10 +8,13 @@ import jax.numpy as jnp
 
 from jaxmargin import checks, losses
 from jaxmargin.norms import Norm
+from jaxmargin.types import Box, LogitsFn
 
-__all__ = ["LOSSES", "Attack", "Box", "ball", "bisect", "inside", "loss_named", "misses", "outcome", "random_start", "refuse"]
+__all__ = [
+    "LOSSES", "Attack", "Loss", "bisect", "clip_to_box", "loss_named", "misclassified", "outcome", "project_to_ball",
+    "random_start", "refuse",
+]  # fmt: skip
 
-Box = tuple[float, float]
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
 # What an attack raises: (logits [c], y) -> scalar.
@@ -37,7 +40,7 @@ class Attack(NamedTuple):
     distance: jax.Array
 
 
-def refuse(logits_fn: Callable, x: jax.Array, y: jax.Array, box: Box | None, **counts: int) -> int:
+def refuse(logits_fn: LogitsFn, x: jax.Array, y: jax.Array, box: Box | None, **counts: int) -> int:
     """Refuses bad input to an attack; returns the number of classes.
 
     Args:
@@ -80,7 +83,7 @@ def loss_named(loss: str | Loss) -> Loss:
     return LOSSES[loss]
 
 
-def misses(logits: jax.Array, y: jax.Array) -> jax.Array:
+def misclassified(logits: jax.Array, y: jax.Array) -> jax.Array:
     """Whether the prediction is not y.
 
     Args:
@@ -93,7 +96,7 @@ def misses(logits: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.argmax(logits) != y
 
 
-def inside(box: Box | None) -> Callable[[jax.Array], jax.Array]:
+def clip_to_box(box: Box | None) -> Callable[[jax.Array], jax.Array]:
     """The projection onto the box.
 
     Args:
@@ -108,7 +111,7 @@ def inside(box: Box | None) -> Callable[[jax.Array], jax.Array]:
     return lambda z: jnp.clip(z, low, high)
 
 
-def ball(
+def project_to_ball(
     x: jax.Array, norm: Norm, epsilon: float | jax.Array, box: Box | None
 ) -> Callable[[jax.Array], jax.Array]:
     """The projection onto the box, then onto the ball around x, which stays in the box where x is.
@@ -122,7 +125,7 @@ def ball(
     Returns:
       z [*d] -> [*d], not farther from x than epsilon after rounding either.
     """
-    clip = inside(box)
+    clip = clip_to_box(box)
 
     def project(z: jax.Array) -> jax.Array:
         offset = norm.project(clip(z) - x, epsilon)
@@ -176,7 +179,7 @@ def bisect(
     return ends
 
 
-def outcome(logits_fn: Callable, x: jax.Array, y: jax.Array, x_adv: jax.Array, norm: Norm) -> Attack:
+def outcome(logits_fn: LogitsFn, x: jax.Array, y: jax.Array, x_adv: jax.Array, norm: Norm) -> Attack:
     """The result that x_adv makes.
 
     Args:
@@ -190,6 +193,6 @@ def outcome(logits_fn: Callable, x: jax.Array, y: jax.Array, x_adv: jax.Array, n
       Attack, its distance NaN where the logits are not finite.
     """
     logits = logits_fn(x_adv)
-    found = misses(logits, y)
+    found = misclassified(logits, y)
     distance = jnp.where(found, norm.size(x_adv - x), jnp.inf)
     return Attack(x_adv, found, jnp.where(jnp.isfinite(logits).all(), distance, jnp.nan))

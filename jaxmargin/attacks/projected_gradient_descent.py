@@ -7,9 +7,19 @@ import jax
 import jax.numpy as jnp
 
 from jaxmargin import checks
-from jaxmargin.attacks.base import Attack, Box, ball, loss_named, misses, outcome, random_start, refuse
+from jaxmargin.attacks.base import (
+    Attack,
+    Loss,
+    loss_named,
+    misclassified,
+    outcome,
+    project_to_ball,
+    random_start,
+    refuse,
+)
 from jaxmargin.losses import logit_margin
 from jaxmargin.norms import Norm, l2
+from jaxmargin.types import Box, LogitsFn
 
 __all__ = ["PUBLISHED", "ascend", "pgd"]
 
@@ -30,7 +40,7 @@ class _Search(NamedTuple):
 
 
 def pgd(
-    logits_fn: Callable[[jax.Array], jax.Array],
+    logits_fn: LogitsFn,
     key: jax.Array,
     x: jax.Array,
     y: jax.Array,
@@ -39,7 +49,7 @@ def pgd(
     epsilon: float | jax.Array,
     step_size: float = 0.01,
     num_steps: int = 1000,
-    loss: str | Callable[[jax.Array, jax.Array], jax.Array] = "cross_entropy",
+    loss: str | Loss = "cross_entropy",
     box: Box | None = None,
     restarts: int = 1,
     keep: str = "last",
@@ -85,7 +95,7 @@ def pgd(
     checks.positive("epsilon", epsilon)
     checks.positive("step_size", step_size)
     checks.one_of("keep", keep, ("last", "best"))
-    loss_fn, into_ball = loss_named(loss), ball(x, norm, epsilon, box)
+    loss_fn, into_ball = loss_named(loss), project_to_ball(x, norm, epsilon, box)
 
     def step(search: _Search) -> _Search:
         logits, pullback = jax.vjp(logits_fn, search.z)
@@ -94,24 +104,24 @@ def pgd(
         z = into_ball(search.z + step_size * _ascent(norm, gradient))
         return search._replace(step=search.step + 1, z=z)
 
-    def goes_on(search: _Search) -> jax.Array:
+    def should_continue(search: _Search) -> jax.Array:
         return (search.step < num_steps) & (True if keep == "last" else search.margin >= 0)
 
     def from_start(key: jax.Array) -> Attack:
         z = into_ball(_start(key, x, norm, epsilon, box))
-        search = jax.lax.while_loop(goes_on, step, _Search(jnp.array(0), z, z, jnp.array(jnp.inf, z.dtype)))
+        search = jax.lax.while_loop(should_continue, step, _Search(jnp.array(0), z, z, jnp.array(jnp.inf, z.dtype)))
         if keep == "last":
             return outcome(logits_fn, x, y, search.z, norm)
         return outcome(logits_fn, x, y, _best(search, logits_fn(search.z), y).best, norm)
 
-    def again(turn: tuple[jax.Array, Attack]) -> tuple[jax.Array, Attack]:
+    def restart(turn: tuple[jax.Array, Attack]) -> tuple[jax.Array, Attack]:
         return turn[0] + 1, from_start(jax.random.fold_in(key, turn[0]))
 
     with jax.default_matmul_precision("float32"):
         first = jnp.array(1), from_start(jax.random.fold_in(key, 0))
         if restarts == 1:
             return first[1]
-        return jax.lax.while_loop(lambda turn: (turn[0] < restarts) & ~turn[1].found, again, first)[1]
+        return jax.lax.while_loop(lambda turn: (turn[0] < restarts) & ~turn[1].found, restart, first)[1]
 
 
 def ascend(
@@ -143,7 +153,7 @@ def ascend(
     >>> ascend(lambda z: z[0], jnp.zeros(2), jnp.zeros(2), epsilon=1.0, step_size=0.5, num_steps=3)
     Array([1., 0.], dtype=float32)
     """
-    into_ball, slope = ball(x, norm, epsilon, box), jax.grad(loss)
+    into_ball, slope = project_to_ball(x, norm, epsilon, box), jax.grad(loss)
 
     def step(_: jax.Array, z: jax.Array) -> jax.Array:
         return into_ball(z + step_size * norm.steepest(slope(z)))
@@ -154,7 +164,7 @@ def ascend(
 def _best(search: _Search, logits: jax.Array, y: jax.Array) -> _Search:
     """The search with its iterate kept if it is the best so far, or not finite, which must not be passed over."""
     margin = logit_margin(logits, y).astype(search.margin.dtype)
-    better = (margin < search.margin) | jnp.isnan(margin) | misses(logits, y) & (search.margin >= 0)
+    better = (margin < search.margin) | jnp.isnan(margin) | misclassified(logits, y) & (search.margin >= 0)
     return search._replace(
         best=jnp.where(better, search.z, search.best), margin=jnp.where(better, margin, search.margin)
     )

@@ -1,15 +1,15 @@
 """A random search that needs no gradients: where it finds what the others miss, their gradients are to blame."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxmargin import checks
-from jaxmargin.attacks.base import Attack, Box, ball, outcome, refuse
+from jaxmargin.attacks.base import Attack, outcome, project_to_ball, refuse
 from jaxmargin.losses import logit_margin
 from jaxmargin.norms import Norm, l1, linf
+from jaxmargin.types import Box, LogitsFn
 
 __all__ = ["square"]
 
@@ -24,7 +24,7 @@ class _Search(NamedTuple):
 
 
 def square(
-    logits_fn: Callable[[jax.Array], jax.Array],
+    logits_fn: LogitsFn,
     key: jax.Array,
     x: jax.Array,
     y: jax.Array,
@@ -74,7 +74,7 @@ def square(
     if x.ndim > 3:
         raise ValueError(f"x has shape {x.shape}: the square attack takes an image [h, w, channels] or a vector [d]")
     image = x.shape + (1,) * (3 - x.ndim)  # (h, w, channels)
-    project = ball(x, norm, epsilon, box)
+    project = project_to_ball(x, norm, epsilon, box)
     propose = _linf_window if norm is linf else _l2_windows
 
     def at(offset: jax.Array) -> jax.Array:

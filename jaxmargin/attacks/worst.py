@@ -8,13 +8,13 @@ import jax.numpy as jnp
 
 from jaxmargin import checks
 from jaxmargin.attacks import auto_pgd
-from jaxmargin.attacks.base import LOSSES, Attack, Box, ball, outcome, random_start, refuse
-from jaxmargin.attacks.work_queue import in_slots
+from jaxmargin.attacks.base import LOSSES, Attack, outcome, project_to_ball, random_start, refuse
+from jaxmargin.attacks.work_queue import run_queue
 from jaxmargin.batching.chunks import ROWS
 from jaxmargin.batching.rules import Batch, batch_rule, single_example
 from jaxmargin.losses import targeted_dlr
 from jaxmargin.norms import Norm, l2
-from jaxmargin.types import LogitsFn
+from jaxmargin.types import Box, LogitsFn
 
 __all__ = ["worst_case"]
 
@@ -50,7 +50,7 @@ def _of_batch(
     losses: tuple[str, ...],
     restarts: int,
     box: Box | None,
-    slots: int | None = None,
+    workers: int | None = None,
 ) -> Attack:
     """``worst_case`` of n examples; search number i is attempt i // n on example i % n."""
     num_classes = refuse(logits_fn, batch.xs[0], batch.ys[0], box, num_steps=num_steps, restarts=restarts)
@@ -58,26 +58,27 @@ def _of_batch(
     raised = [_loss(name, num_classes) for name in _named(losses)]
     n, attempts = len(batch.xs), len(raised) * restarts
     bits = jax.random.key_data(key)  # mapped over examples, a condition on them would pass for a second use of a key
-    slots = _slots() if slots is None else slots
+    workers = _workers() if workers is None else workers
 
-    def start(index: jax.Array, found: _Found) -> _State:
+    def init(index: jax.Array, found: _Found) -> _State:
         attempt, example = index // n, index % n
         x = batch.xs[example]
         key_all = jax.random.wrap_key_data(bits, impl=jax.random.key_impl(key))
         key_start = jax.random.fold_in(jax.random.fold_in(key_all, batch.indices[example]), attempt)
-        project = ball(x, norm, epsilon, box)
-        search = auto_pgd.start(project(random_start(key_start, x, norm, epsilon)), epsilon)
+        project = project_to_ball(x, norm, epsilon, box)
+        search = auto_pgd.init(project(random_start(key_start, x, norm, epsilon)), epsilon)
         over = ~batch.valid[example] | (found.attempt[example] < attempts)
         search = search._replace(step=jnp.where(over, num_steps, 0).astype(search.step.dtype))
         y, rank = batch.ys[example], (attempt // len(raised)) % (num_classes - 1)
         return _State(search, attempt, x, y, others[example, rank])
 
-    def advance(state: _State) -> _State:
+    def step(state: _State) -> _State:
         def loss(logits: jax.Array) -> jax.Array:
             return jax.lax.switch(state.attempt % len(raised), raised, logits, state.y, state.target)
 
-        look, project = auto_pgd.ascent(logits_fn, loss, state.y), ball(state.x, norm, epsilon, box)
-        return state._replace(search=auto_pgd.advance(look, project, norm, epsilon, num_steps, state.search))
+        value_and_grad = auto_pgd.value_and_grad_of(logits_fn, loss, state.y)
+        project = project_to_ball(state.x, norm, epsilon, box)
+        return state._replace(search=auto_pgd.step(value_and_grad, project, norm, epsilon, num_steps, state.search))
 
     def record(found: _Found, indices: jax.Array, states: _State) -> _Found:
         search = states.search
@@ -90,21 +91,21 @@ def _of_batch(
 
     with jax.default_matmul_precision("float32"):
         others = jax.lax.map(lambda one: _others(logits_fn(one[0]), one[1]), (batch.xs, batch.ys))  # [n, c]
-        found = in_slots(
-            start, lambda state: auto_pgd.goes_on(state.search, num_steps), advance, record,
-            _Found(jnp.full(n, attempts), batch.xs), count=n * attempts, slots=slots,
+        found = run_queue(
+            init, lambda state: auto_pgd.should_continue(state.search, num_steps), step, record,
+            _Found(jnp.full(n, attempts), batch.xs), count=n * attempts, workers=workers,
         )  # fmt: skip
         ends = batch.xs, batch.ys, found.x_adv
         attack: Attack = jax.lax.map(lambda one: outcome(logits_fn, one[0], one[1], one[2], norm), ends)
         return attack
 
 
-def _slots() -> int:
+def _workers() -> int:
     """Searches side by side that keep the device busy."""
     return ROWS if jax.default_backend() == "cpu" else 2048
 
 
-@batch_rule(_of_batch, batch_size=lambda: 4 * _slots())
+@batch_rule(_of_batch, batch_size=lambda: 4 * _workers())
 def worst_case(
     logits_fn: LogitsFn,
     key: jax.Array,
@@ -153,7 +154,7 @@ def worst_case(
     (True, True)
     """
     options: dict[str, Any] = dict(norm=norm, epsilon=epsilon, num_steps=num_steps, losses=losses, restarts=restarts)
-    return single_example(_of_batch, logits_fn, key, x, y, box=box, slots=1, **options)
+    return single_example(_of_batch, logits_fn, key, x, y, box=box, workers=1, **options)
 
 
 def _named(losses: tuple[str, ...]) -> tuple[str, ...]:

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxmargin import checks
-from jaxmargin.attacks.base import Box, random_start
+from jaxmargin.attacks.base import random_start
 from jaxmargin.attacks.projected_gradient_descent import ascend
 from jaxmargin.losses import cross_entropy
 from jaxmargin.norms import Norm, l2
 from jaxmargin.objectives.objective import LogitsFn, Objective
+from jaxmargin.types import Box
 
 __all__ = ["adversarial", "trades"]
 

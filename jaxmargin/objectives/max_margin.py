@@ -7,10 +7,10 @@ import jax.numpy as jnp
 
 from jaxmargin import checks
 from jaxmargin.attacks.adaptive_norm_pgd import LONGER, an_pgd
-from jaxmargin.attacks.base import Box
 from jaxmargin.losses import cross_entropy, soft_logit_margin
 from jaxmargin.norms import Norm, l2
 from jaxmargin.objectives.objective import LogitsFn, Objective
+from jaxmargin.types import Box
 
 __all__ = ["mma"]
 

@@ -1,0 +1,122 @@
+"""What DDN and FMN share: iterates around x, each with a radius, of which the nearest misclassified one is kept."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmargin import checks
+from jaxmargin.attacks.base import Attack, Loss, clip_to_box, loss_named, misclassified, outcome
+from jaxmargin.losses import logit_margin
+from jaxmargin.margins import gap_over_slope
+from jaxmargin.norms import Norm
+from jaxmargin.types import Box, LogitsFn
+
+__all__ = [
+    "Search", "Step", "ascent_direction", "check_share", "cosine", "farthest_corner", "first_order_distance", "keep",
+    "logits_and_gradient", "search_from",
+]  # fmt: skip
+
+
+class Search(NamedTuple):
+    """Where the search around one example stands.
+
+    Attributes:
+      offset: [*d] of the iterate from x.
+      epsilon: radius of the sphere or the ball that it lies in.
+      best: [*d] the nearest misclassified offset so far.
+      distance: of best, infinite as long as there is none.
+    """
+
+    offset: jax.Array
+    epsilon: jax.Array
+    best: jax.Array
+    distance: jax.Array
+
+
+# (number of the step, search, a direction to take where there is no gradient) -> search
+Step = Callable[[jax.Array, Search, jax.Array], Search]
+
+
+def search_from(
+    x: jax.Array,
+    y: jax.Array,
+    step: Step,
+    num_steps: int,
+    *,
+    logits_fn: LogitsFn,
+    key: jax.Array,
+    norm: Norm,
+    box: Box | None,
+) -> Attack:
+    """Repeats a step from x on, in a ball as large as the linearised margin; looks at the last iterate too.
+
+    Args:
+      x: one example, [*d].
+      y: its class.
+      step: of the search.
+      num_steps: number of steps.
+      logits_fn: x -> logits [c].
+      key: a PRNG key, for a direction where the gradient vanishes.
+      norm: of the distance.
+      box: (low, high) of valid inputs; None for none.
+
+    Returns:
+      Attack; where nothing is found, x_adv = x, and NaN where a gradient was not finite.
+    """
+    clip = clip_to_box(box)
+    with jax.default_matmul_precision("float32"):
+        away = norm.sample_ball(key, x.shape).astype(x.dtype)
+        away = away / norm.size(away)
+        logits, gradient = logits_and_gradient(logits_fn, loss_named("logit_margin"), x, y)
+        epsilon = first_order_distance(logits, y, gradient, norm, norm.size(jnp.ones_like(x)))
+        epsilon = jnp.minimum(epsilon, farthest_corner(x, norm, box)).astype(x.dtype)
+        search = Search(jnp.zeros_like(x), epsilon, jnp.zeros_like(x), jnp.full((), jnp.inf, x.dtype))
+        search = jax.lax.fori_loop(0, num_steps, lambda t, search: step(t, search, away), search)
+        search = keep(search, misclassified(logits_fn(clip(x + search.offset)), y), norm)
+        unsound = ~jnp.isfinite(search.offset).all()  # a gradient that was not finite must not be passed over
+        return outcome(logits_fn, x, y, jnp.where(unsound, jnp.nan, clip(x + search.best)), norm)
+
+
+def logits_and_gradient(logits_fn: LogitsFn, loss_fn: Loss, z: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The logits [c] at z [*d] and the gradient [*d] of a loss there, by one pass forwards and one backwards."""
+    logits, pullback = jax.vjp(logits_fn, z)
+    return logits, pullback(jax.grad(loss_fn)(logits, y))[0]
+
+
+def keep(search: Search, wrong: jax.Array, norm: Norm) -> Search:
+    """The search with its iterate kept where that is misclassified (wrong) and nearer than all before."""
+    size = norm.size(search.offset)
+    better = wrong & (size < search.distance)
+    return search._replace(
+        best=jnp.where(better, search.offset, search.best), distance=jnp.where(better, size, search.distance)
+    )
+
+
+def first_order_distance(logits: jax.Array, y: jax.Array, gradient: jax.Array, norm: Norm, far: jax.Array) -> jax.Array:
+    """The distance at which the linearised logit margin reaches 0; ``far`` where it is flat."""
+    slope = norm.dual_size(gradient)
+    return jnp.where(slope <= 0, far, gap_over_slope(logit_margin(logits, y), slope))
+
+
+def ascent_direction(norm: Norm, gradient: jax.Array, away: jax.Array, share: jax.Array | float = 0.0) -> jax.Array:
+    """``Norm.spread`` of the gradient, or the direction ``away`` where there is none."""
+    return jnp.where(norm.dual_size(gradient) > 0, norm.spread(gradient, share), away)
+
+
+def farthest_corner(x: jax.Array, norm: Norm, box: Box | None) -> jax.Array | float:
+    """The distance to the farthest corner of the box; infinite without one."""
+    return jnp.inf if box is None else norm.size(jnp.maximum(x - box[0], box[1] - x))
+
+
+def cosine(first: float, last: float, progress: jax.Array) -> jax.Array:
+    """From first to last along half a cosine while progress goes from 0 to 1."""
+    return last + (first - last) * (1 + jnp.cos(jnp.pi * progress)) / 2
+
+
+def check_share(name: str, value: float) -> None:
+    """Refuses what is no share of a radius: anything outside (0, 1)."""
+    checks.positive(name, value)
+    if checks.concrete(value) and not value < 1:
+        raise ValueError(f"{name}={value} must be below 1: it is the share by which a radius changes")
