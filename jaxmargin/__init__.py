@@ -6,7 +6,8 @@ from jaxmargin.attacks import Attack, apgd, ddn, deepfool, fmn, minimum_norm, pg
 from jaxmargin.batching import over_batch
 from jaxmargin.brackets import Bracket, bracket
 from jaxmargin.certificates import Certificate, certified_margin, lipschitz_bound
-from jaxmargin.health import Flag, health_check
+from jaxmargin.flags import Flag
+from jaxmargin.health import health_check
 from jaxmargin.lipschitz import (
     BlockMaxima,
     Clever,

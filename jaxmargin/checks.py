@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxmargin.types import Box, LogitsFn
+
 __all__ = [
     "box", "concrete", "distributions", "divisible", "example", "examples", "in_box", "label", "logits", "logits_like",
     "one_of", "options", "positive", "precision", "scores", "whole",
@@ -58,7 +60,7 @@ def precision(value: Any) -> None:
     one_of("precision", value, ["float32", "tensorfloat32", "bfloat16", "highest", "high", "default"])
 
 
-def box(value: tuple[float, float] | None) -> None:
+def box(value: Box | None) -> None:
     """Refuses a box without room; None is no box."""
     if value is None:
         return
@@ -70,7 +72,7 @@ def box(value: tuple[float, float] | None) -> None:
         raise ValueError(f"box={value} is empty: pass (low, high) with low < high")
 
 
-def in_box(name: str, value: Any, box: tuple[float, float] | None) -> None:
+def in_box(name: str, value: Any, box: Box | None) -> None:
     """Refuses inputs outside the box (traced ones pass)."""
     if box is None or not concrete(value):
         return
@@ -79,7 +81,7 @@ def in_box(name: str, value: Any, box: tuple[float, float] | None) -> None:
         raise ValueError(f"{name} spans [{least:g}, {most:g}], outside box={box}: scale the inputs or pass their box")
 
 
-def options(function: Callable, given: Iterable[str], known: Iterable[str]) -> None:
+def options(function: Callable[..., Any], given: Iterable[str], known: Iterable[str]) -> None:
     """Refuses keyword options that the function does not have."""
     name = getattr(function, "__name__", repr(function))
     if unknown := sorted(set(given) - set(known)):
@@ -93,7 +95,7 @@ def example(x: Any) -> None:
         raise ValueError(f"x has dtype {dtype}: scale the input to floating-point numbers first, e.g. x / 255")
 
 
-def logits(logits_fn: Callable, x: Any) -> int:
+def logits(logits_fn: LogitsFn, x: Any) -> int:
     """The number of classes c, read from the shapes alone.
 
     Raises:
@@ -114,7 +116,7 @@ def logits_like(out: Any, input_shape: tuple[int, ...]) -> int:
         raise ValueError(f"logits have dtype {out.dtype}: return floating-point scores before any argmax")
     if out.shape[0] < 2:
         raise ValueError("logits have c=1 class: a margin needs two; return [-s / 2, s / 2] for one binary score s")
-    return out.shape[0]
+    return int(out.shape[0])
 
 
 def label(y: Any) -> None:

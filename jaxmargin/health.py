@@ -1,10 +1,7 @@
-"""Signs that a robustness measured by attacks is not there: each a number, the threshold it should not pass, a remedy.
-
-The first functions judge numbers that are there already; ``health_check`` measures them.
-"""
+"""Measuring the signs that a robustness measured by attacks is not there, for ``flags`` to judge."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,131 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmargin import checks, losses
-from jaxmargin.attacks import minimum_norm, pgd, square, worst_case
+from jaxmargin.attacks import Attack, minimum_norm, pgd, square, worst_case
 from jaxmargin.batching.measurement import Measurement, over_batch
+from jaxmargin.flags import Flag, layer_cake, margins_capped, plateau, weak_loss
 from jaxmargin.margins import Margins
 from jaxmargin.norms import Norm, l1, l2
+from jaxmargin.types import ApplyFn, Box, LogitsFn
 
-__all__ = ["Flag", "health_check", "layer_cake", "plateau", "saturation", "weak_loss"]
+__all__ = ["health_check", "saturation"]
 
 Array = jax.Array | np.ndarray
-ApplyFn = Callable[[Any, jax.Array], jax.Array]
 
 # Below this length the published attack no longer steps at full length; see ``attacks.pgd``.
 _FLOOR = 1e-6
-
-
-class Flag(NamedTuple):
-    """One sign.
-
-    Attributes:
-      name: of the sign, in words.
-      raised: whether value passes threshold.
-      value: what was measured.
-      threshold: the largest value that raises no suspicion.
-      meaning: what the value is.
-      remedy: what to do where it is raised.
-    """
-
-    name: str
-    raised: bool
-    value: float
-    threshold: float
-    meaning: str
-    remedy: str
-
-
-def plateau(epsilons: Sequence[float], clean: float, robust: Sequence[float]) -> Flag:
-    """Whether accuracy falls more and more slowly as the radius grows, although there is much left to lose.
-
-    The rate at which the accuracy a is lost, log(a_{i-1} / a_i) / (epsilon_i - epsilon_{i-1}), rises where an attack
-    works: the points that are left are nearer and nearer to their own distance.
-
-    Args:
-      epsilons: [e] radii, rising.
-      clean: accuracy without attack, in [0, 1].
-      robust: [e] accuracies under attack.
-
-    Returns:
-      Flag: its value is the largest rate over the last one that begins above an accuracy of 5 %.
-
-    Raises:
-      ValueError: lengths that differ.
-
-    >>> plateau([0.5, 1.0, 1.5, 2.0], 0.991, [0.96, 0.905, 0.887, 0.875]).raised
-    True
-    """
-    _refuse_lengths(epsilons=epsilons, robust=robust)
-    accuracy = np.asarray([clean, *robust], float)
-    some = accuracy[:-1] > 0.05
-    with np.errstate(divide="ignore", invalid="ignore"):
-        rates = (np.log(accuracy[:-1] / accuracy[1:]) / np.diff([0.0, *epsilons]))[some]
-        value = float(rates.max() / rates[-1]) if some.any() and rates.max() > 0 else 0.0
-    return _flag(
-        "plateau over epsilon", 1.0 if np.isnan(value) else value, 2.0,
-        "largest rate at which accuracy falls with epsilon, over the last one",
-        "attack with losses that cannot saturate (worst_case) and compare",
-    )  # fmt: skip
-
-
-def weak_loss(published: Sequence[float], worst: Sequence[float]) -> Flag:
-    """Whether one attack is far weaker than the worst case.
-
-    Args:
-      published: [e] accuracies under the attack in question, in [0, 1].
-      worst: [e] accuracies under the worst case at the same radii.
-
-    Returns:
-      Flag: its value is the largest difference.
-
-    Raises:
-      ValueError: lengths that differ.
-
-    >>> round(weak_loss([0.95, 0.9], [0.6, 0.1]).value, 2)
-    0.8
-    """
-    _refuse_lengths(published=published, worst=worst)
-    return _flag(
-        "one loss far weaker", max(a - b for a, b in zip(published, worst, strict=True)), 0.15,
-        "accuracy under the attack minus that in the worst case over losses",
-        "report the worst case; the attack's loss saturates or goes for the wrong class",
-    )  # fmt: skip
-
-
-def layer_cake(
-    epsilons: Sequence[float], robust: Sequence[float], distances: Array, *, same_points: bool = True
-) -> Flag:
-    """Whether accuracy under attack adds up to more than the distances at which points were broken.
-
-    The integral of the robust accuracy over epsilon is the mean distance, of the wrong ones 0, cut at the last epsilon.
-
-    Args:
-      epsilons: [e] radii, rising.
-      robust: [e] accuracies under attack.
-      distances: [n] distances at which an attack changed the prediction, 0 where it is wrong, infinite where none did.
-      same_points: whether the accuracies are of these n points, not of others of their kind.
-
-    Returns:
-      Flag: its value is the ratio of the two, the integral taken as low as the accuracies allow, and the mean distance
-      of other points two of its standard errors higher.
-
-    Raises:
-      ValueError: lengths that differ.
-
-    >>> layer_cake([1.0, 2.0], [0.9, 0.9], [0.5, 0.5, 1.0]).raised
-    True
-    """
-    _refuse_lengths(epsilons=epsilons, robust=robust)
-    widths = np.diff([0.0, *epsilons])
-    least = float(np.sum(widths * np.asarray(robust)))  # falling: its value at the end of each step is its smallest
-    cut = np.minimum(np.asarray(distances), epsilons[-1])
-    mean = float(np.mean(cut) + (0 if same_points else 2 * np.std(cut) / np.sqrt(len(cut))))
-    value = least / mean if mean > 0 else (np.inf if least > 0 else 0.0)
-    return _flag(
-        "layer cake", value, 1.3,
-        "integral of the accuracy under attack over epsilon, relative to the mean distance of found adversarials",
-        "believe the distances: the attack behind the accuracies misses what minimum_norm finds",
-    )  # fmt: skip
 
 
 def saturation(apply_fn: ApplyFn, params: Any, xs: Array, ys: Array) -> tuple[Flag, Flag]:
@@ -159,16 +44,16 @@ def saturation(apply_fn: ApplyFn, params: Any, xs: Array, ys: Array) -> tuple[Fl
     >>> [flag.value for flag in saturation(lambda w, x: 50 * w @ x, w, xs, jnp.array([0, 0]))]
     [0.5, 0.0]
     """
-    slopes = over_batch(_slopes, apply_fn)(params, jax.random.key(0), xs, ys)  # draws nothing
-    small = (slopes.cross_entropy < _FLOOR) & (slopes.logit_margin >= _FLOOR)
+    sizes = over_batch(_gradient_sizes, apply_fn)(params, jax.random.key(0), xs, ys)  # draws nothing
+    small = (sizes.cross_entropy < _FLOOR) & (sizes.logit_margin >= _FLOOR)
     return (
-        _flag(
+        Flag.judge(
             "saturated loss", float(jnp.mean(small)), 0.02,
             "share of inputs where the cross-entropy's gradient is below 1e-6 and the logit margin's is not",
             "attack the logit margin or a scaled cross-entropy",
         ),
-        _flag(
-            "zero gradients", float(jnp.mean(slopes.logit_margin == 0)), 0.0,
+        Flag.judge(
+            "zero gradients", float(jnp.mean(sizes.logit_margin == 0)), 0.0,
             "share of inputs where the gradient of the logit margin is zero",
             "look for rounding, arg max or saturated units in the classifier; attack without gradients (square)",
         ),
@@ -183,7 +68,7 @@ def health_check(
     *,
     key: jax.Array | None = None,
     norm: Norm = l2,
-    box: tuple[float, float] | None = None,
+    box: Box | None = None,
     epsilons: Sequence[float] | None = None,
     num_steps: int = 100,
     margins: Margins | None = None,
@@ -232,13 +117,13 @@ def health_check(
     flags += saturation(apply_fn, params, xs, ys)
     flags += _attacks(apply_fn, params, key, xs, ys, norm, box, epsilons, num_steps)
     if margins is not None:
-        flags.append(_capped(margins))
+        flags.append(margins_capped(margins.capped))
     return tuple(flags)
 
 
-def _outside(xs: jax.Array, box: tuple[float, float] | None) -> Flag:
+def _outside(xs: jax.Array, box: Box | None) -> Flag:
     share = 0.0 if box is None else float(jnp.mean((xs < box[0]) | (xs > box[1])))
-    return _flag(
+    return Flag.judge(
         "inputs outside the box", share, 0.0,
         "share of input values outside the box",
         "scale the inputs or pass their box; the attacks here were run without one",
@@ -254,12 +139,12 @@ def _scores(apply_fn: ApplyFn, params: Any, xs: jax.Array) -> list[Flag]:
     rounding = 1e-3 * float(jnp.max(jnp.abs(one)) + 1e-30)  # eager and compiled code round differently
     change = max(float(compiled), float(jnp.max(jnp.abs(three - one[:2]))) - rounding)
     return [
-        _flag(
+        Flag.judge(
             "forward pass not repeatable", change, 0.0,
             "largest change of a logit when the same input is classified again",
             "switch dropout and noise off, or attack the expectation over the randomness",
         ),
-        _flag(
+        Flag.judge(
             "probabilities as logits", float(jnp.mean(checks.distributions(one))), 0.5,
             "share of examples whose scores are not negative and sum to 1",
             "return the scores before the softmax, which flattens gradients; the attacks here took the logarithm",
@@ -271,16 +156,16 @@ def _log(apply_fn: ApplyFn, params: Any, x: jax.Array) -> jax.Array:
     return jnp.log(jnp.maximum(apply_fn(params, x), 1e-30))
 
 
-class _Slopes(NamedTuple):
+class _GradientSizes(NamedTuple):
     cross_entropy: jax.Array
     logit_margin: jax.Array
 
 
-def _slopes(logits_fn: Callable, key: jax.Array, x: jax.Array, y: jax.Array) -> _Slopes:
+def _gradient_sizes(logits_fn: LogitsFn, key: jax.Array, x: jax.Array, y: jax.Array) -> _GradientSizes:
     """Lengths of the gradients of two losses."""
     logits, pullback = jax.vjp(logits_fn, x)
     both = losses.cross_entropy, losses.logit_margin
-    return _Slopes(*(l2.size(pullback(jax.grad(loss)(logits, y))[0]) for loss in both))
+    return _GradientSizes(*(l2.size(pullback(jax.grad(loss)(logits, y))[0]) for loss in both))
 
 
 def _attacks(
@@ -290,7 +175,7 @@ def _attacks(
     xs: jax.Array,
     ys: jax.Array,
     norm: Norm,
-    box: tuple[float, float] | None,
+    box: Box | None,
     epsilons: Sequence[float] | None,
     num_steps: int,
 ) -> list[Flag]:
@@ -302,18 +187,18 @@ def _attacks(
     epsilons = _radii(distances, xs, norm) if epsilons is None else epsilons
     far = 10 * float(epsilons[-1])
 
-    def standing(run: Measurement, **values: float) -> np.ndarray:
+    def survivors(run: Measurement[Attack], **values: float) -> np.ndarray:
         return ~np.asarray(run(params, next(keys), xs, ys, **values).found)
 
     def published(epsilon: float) -> float:
-        return float(standing(ascent, epsilon=epsilon, step_size=2.5 * epsilon / num_steps).mean())
+        return float(survivors(ascent, epsilon=epsilon, step_size=2.5 * epsilon / num_steps).mean())
 
     ascent = over_batch(pgd, apply_fn, num_steps=num_steps, **options)
     worst = over_batch(worst_case, apply_fn, num_steps=num_steps, **options)
     robust = [published(epsilon) for epsilon in epsilons]
-    survived = [standing(worst, epsilon=epsilon) & (distances > epsilon) for epsilon in epsilons]
+    survived = [survivors(worst, epsilon=epsilon) & (distances > epsilon) for epsilon in epsilons]
     flags = [
-        _flag(
+        Flag.judge(
             "unbounded attack", published(far), 0.0,
             f"accuracy under PGD on the cross-entropy at ten times the last epsilon ({far:g})",
             "a ball that large holds other classes: the attack fails, do not report its accuracy",
@@ -325,7 +210,7 @@ def _attacks(
     if norm is not l1:
         middle = len(epsilons) // 2
         search = over_batch(square, apply_fn, num_queries=5 * num_steps, **options)
-        flags.append(_misled(survived[middle] & ~standing(search, epsilon=epsilons[middle])))
+        flags.append(_misled(survived[middle] & ~survivors(search, epsilon=epsilons[middle])))
     return flags
 
 
@@ -341,26 +226,8 @@ def _radii(distances: np.ndarray, xs: jax.Array, norm: Norm) -> list[float]:
 
 
 def _misled(missed: np.ndarray) -> Flag:
-    return _flag(
+    return Flag.judge(
         "gradients mislead", float(missed.mean()), 0.01,
         "share of points that the square attack, without gradients, breaks and no attack with gradients does",
         "do not trust attacks with gradients on this classifier",
     )  # fmt: skip
-
-
-def _capped(margins: Margins) -> Flag:
-    return _flag(
-        "margins capped", float(jnp.mean(margins.capped)), 0.1,
-        "share of margins cut at the radius of the ball",
-        "measure again with a larger radius",
-    )  # fmt: skip
-
-
-def _flag(name: str, value: float, threshold: float, meaning: str, remedy: str) -> Flag:
-    return Flag(name, bool(value > threshold), value, threshold, meaning, remedy)
-
-
-def _refuse_lengths(**lists: Sequence[float]) -> None:
-    (first, one), (second, two) = lists.items()
-    if len(one) != len(two) or not len(one):
-        raise ValueError(f"{first} has {len(one)} entries and {second} {len(two)}: pass as many of each, at least one")

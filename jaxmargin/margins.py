@@ -4,7 +4,6 @@ The margin of (x, y) is the distance from x to the decision boundary, positive w
 negative where it is wrong (Wu and Yu 2019, section 2).
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -13,6 +12,7 @@ import numpy as np
 
 from jaxmargin import checks
 from jaxmargin.norms import Norm, l2
+from jaxmargin.types import LogitsFn
 
 __all__ = [
     "Margins", "Summary", "distance_to_boundary", "gap_over_slope", "histogram", "linear_margin", "signed", "summarize",
@@ -27,7 +27,7 @@ class Margins(NamedTuple):
       predicted: the predicted class.
       capped: True where the bound reached the radius of the ball, so that the distance may be larger.
       lipschitz: [c] constants L_k of f_predicted - f_k, 0 at k = predicted. Of a class that cannot decide the margin it
-        is the largest slope of the samples that showed so.
+        is the largest gradient norm of the samples that showed so.
       rivals: number of classes that saw all samples.
       flagged: True where a class left behind came too close, so that all were run to the end.
       samples: number of samples that the margin rests on.
@@ -107,7 +107,7 @@ def signed(distance: jax.Array, predicted: jax.Array, y: jax.Array) -> jax.Array
 
 
 def linear_margin(
-    logits_fn: Callable[[jax.Array], jax.Array], key: jax.Array, x: jax.Array, y: jax.Array, *, norm: Norm = l2
+    logits_fn: LogitsFn, key: jax.Array, x: jax.Array, y: jax.Array, *, norm: Norm = l2
 ) -> Margins:
     """The exact margin of an affine classifier: sign * min_{k != p} (f_p - f_k)(x) / ||w_p - w_k||_*.
 

@@ -7,7 +7,7 @@ import pytest
 from helpers import random_params
 
 import jaxmargin as jm
-from jaxmargin.health import layer_cake, plateau, weak_loss
+from jaxmargin.flags import layer_cake, plateau, weak_loss
 
 pytestmark = pytest.mark.hurried
 

@@ -10,7 +10,7 @@ from helpers import random_params
 
 import jaxmargin as jm
 from jaxmargin import models
-from jaxmargin.certificates.crown import intervals, line_below, reaches
+from jaxmargin.certificates.crown import backward_bound, intervals, reaches
 from jaxmargin.certificates.rounding import above, below, double_precision
 from jaxmargin.certificates.spectral import norms_in_double
 
@@ -82,7 +82,7 @@ def _bounded(network, name):
             x, radius, v = (jnp.asarray(part).astype(jnp.float64) for part in (x, radius, rows))
             at_x = intervals(double, x, 0.0)
             bounds = intervals(double, x, radius, reaches(double, spectral, norm, in_l2), at_x)
-            return bounds, line_below(double, bounds, v)
+            return bounds, backward_bound(double, bounds, v)
 
     return run
 
@@ -101,18 +101,18 @@ def test_intervals_and_lines_hold_at_every_point_of_the_ball(name, network):
     x = np.float32(rng.uniform(size=NETWORKS[network].input_shape))
     least = np.inf
     for radius in np.float32([0.0, 0.05, 0.3, 2.0]) * (8 if name == "l1" else 0.2 if name == "linf" else 1):
-        layers, bounds, line = bounded(network, name, x, radius, ROWS)
-        assert line.slopes.dtype == np.float64
+        layers, bounds, bound = bounded(network, name, x, radius, ROWS)
+        assert bound.coefficients.dtype == np.float64
         zs = ball_points(name, np.float64(x), radius, rng)
-        down = line.slopes.reshape(3, -1)  # the points where the lines are lowest
+        down = bound.coefficients.reshape(3, -1)  # the points where the bounds are lowest
         zs = np.vstack([zs, np.float64(x) - radius * np.stack([steepest(name, g).reshape(x.shape) for g in down])])
         units = activations(layers, zs)
         for before, z in zip(bounds, units, strict=True):
             assert (before.low <= z).all()
             assert (z <= before.high).all()
-        values = zs.reshape(len(zs), -1) @ down.T + line.offset  # [n, m]
+        values = zs.reshape(len(zs), -1) @ down.T + bound.offset  # [n, m]
         gaps = units[-1] @ ROWS.T - values
-        assert (gaps >= -1e-9 * line.size).all()  # what rounding may take is subtracted by the caller
+        assert (gaps >= -1e-9 * bound.size).all()  # what rounding may take is subtracted by the caller
         least = min(least, gaps.min())
     assert least < 1e-6  # at radius 0 the lines touch
 

@@ -71,7 +71,7 @@ def ddn(
         wrong = misclassified(logits, y)
         search = keep(search, wrong, norm)
         epsilon = search.epsilon * jnp.where(wrong, 1 - gamma, 1 + gamma)
-        ahead = search.offset + cosine(1.0, 0.01, t / num_steps) * epsilon * ascent_direction(norm, gradient, away)
+        ahead = search.offset + cosine(1.0, 0.01, t / num_steps) * epsilon * ascent_direction(norm, gradient, away, 0.0)
         size = norm.size(ahead)
         offset = ahead * jnp.where(size > 0, epsilon / jnp.where(size > 0, size, 1.0), 0.0)
         return search._replace(offset=clip(x + offset) - x, epsilon=epsilon)

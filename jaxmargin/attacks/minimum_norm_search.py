@@ -80,13 +80,32 @@ def search_from(
 
 
 def logits_and_gradient(logits_fn: LogitsFn, loss_fn: Loss, z: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The logits [c] at z [*d] and the gradient [*d] of a loss there, by one pass forwards and one backwards."""
+    """Logits and the gradient of a loss, by one pass forwards and one backwards.
+
+    Args:
+      logits_fn: x -> logits [c].
+      loss_fn: (logits [c], y) -> scalar.
+      z: [*d] where.
+      y: the class.
+
+    Returns:
+      (logits [c], gradient [*d]).
+    """
     logits, pullback = jax.vjp(logits_fn, z)
     return logits, pullback(jax.grad(loss_fn)(logits, y))[0]
 
 
 def keep(search: Search, wrong: jax.Array, norm: Norm) -> Search:
-    """The search with its iterate kept where that is misclassified (wrong) and nearer than all before."""
+    """The search with its iterate kept where that is misclassified and nearer than all before.
+
+    Args:
+      search: where it stands.
+      wrong: whether the iterate is misclassified.
+      norm: of the distance.
+
+    Returns:
+      Search.
+    """
     size = norm.size(search.offset)
     better = wrong & (size < search.distance)
     return search._replace(
@@ -95,28 +114,78 @@ def keep(search: Search, wrong: jax.Array, norm: Norm) -> Search:
 
 
 def first_order_distance(logits: jax.Array, y: jax.Array, gradient: jax.Array, norm: Norm, far: jax.Array) -> jax.Array:
-    """The distance at which the linearised logit margin reaches 0; ``far`` where it is flat."""
+    """The distance at which the linearised logit margin reaches 0.
+
+    Args:
+      logits: [c].
+      y: the class.
+      gradient: [*d] of the logit margin, of either sign.
+      norm: of the distance.
+      far: what it is where the margin is flat.
+
+    Returns:
+      A distance in input units.
+    """
     slope = norm.dual_size(gradient)
     return jnp.where(slope <= 0, far, gap_over_slope(logit_margin(logits, y), slope))
 
 
-def ascent_direction(norm: Norm, gradient: jax.Array, away: jax.Array, share: jax.Array | float = 0.0) -> jax.Array:
-    """``Norm.spread`` of the gradient, or the direction ``away`` where there is none."""
+def ascent_direction(norm: Norm, gradient: jax.Array, away: jax.Array, share: jax.Array | float) -> jax.Array:
+    """The direction of a gradient, or another where it vanishes.
+
+    Args:
+      norm: whose unit ball the direction lies in.
+      gradient: [*d].
+      away: [*d] the other direction.
+      share: of the coordinates that it moves at least, as in ``Norm.spread``.
+
+    Returns:
+      [*d].
+    """
     return jnp.where(norm.dual_size(gradient) > 0, norm.spread(gradient, share), away)
 
 
 def farthest_corner(x: jax.Array, norm: Norm, box: Box | None) -> jax.Array | float:
-    """The distance to the farthest corner of the box; infinite without one."""
+    """The distance to the farthest corner of the box.
+
+    Args:
+      x: [*d].
+      norm: of the distance.
+      box: (low, high) of valid inputs; None for none.
+
+    Returns:
+      A distance, infinite without a box.
+    """
     return jnp.inf if box is None else norm.size(jnp.maximum(x - box[0], box[1] - x))
 
 
 def cosine(first: float, last: float, progress: jax.Array) -> jax.Array:
-    """From first to last along half a cosine while progress goes from 0 to 1."""
+    """A schedule that falls along half a cosine.
+
+    Args:
+      first: its value at the beginning.
+      last: its value at the end.
+      progress: from 0 to 1.
+
+    Returns:
+      The value there.
+    """
     return last + (first - last) * (1 + jnp.cos(jnp.pi * progress)) / 2
 
 
 def check_share(name: str, value: float) -> None:
-    """Refuses what is no share of a radius: anything outside (0, 1)."""
+    """Refuses what is no share of a radius.
+
+    Args:
+      name: of the option.
+      value: its value.
+
+    Returns:
+      None.
+
+    Raises:
+      ValueError: anything outside (0, 1).
+    """
     checks.positive(name, value)
     if checks.concrete(value) and not value < 1:
         raise ValueError(f"{name}={value} must be below 1: it is the share by which a radius changes")

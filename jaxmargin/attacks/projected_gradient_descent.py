@@ -158,7 +158,8 @@ def ascend(
     def step(_: jax.Array, z: jax.Array) -> jax.Array:
         return into_ball(z + step_size * norm.steepest(slope(z)))
 
-    return jax.lax.fori_loop(0, num_steps, step, into_ball(start))
+    last: jax.Array = jax.lax.fori_loop(0, num_steps, step, into_ball(start))
+    return last
 
 
 def _best(search: _Search, logits: jax.Array, y: jax.Array) -> _Search:

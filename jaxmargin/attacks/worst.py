@@ -74,7 +74,8 @@ def _of_batch(
 
     def step(state: _State) -> _State:
         def loss(logits: jax.Array) -> jax.Array:
-            return jax.lax.switch(state.attempt % len(raised), raised, logits, state.y, state.target)
+            value: jax.Array = jax.lax.switch(state.attempt % len(raised), raised, logits, state.y, state.target)
+            return value
 
         value_and_grad = auto_pgd.value_and_grad_of(logits_fn, loss, state.y)
         project = project_to_ball(state.x, norm, epsilon, box)

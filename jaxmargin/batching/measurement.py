@@ -197,7 +197,14 @@ def _divided(step: Callable[..., Any], mesh: Mesh | None, compiler_options: dict
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Measurement(Generic[Result]):
-    """A measure lifted to many examples by ``over_batch``; calling it measures them all."""
+    """A measure lifted to many examples by ``over_batch``; calling it measures them all.
+
+    Attributes:
+      plan: the measure and what was chosen for it.
+      steps: what was compiled, or will be when it is called.
+      mesh: the devices that share the work; None for one.
+      batch_size: examples that one device takes in one call.
+    """
 
     plan: _Plan[Result]
     steps: _Steps[Result]

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jaxmargin import checks
 from jaxmargin.batching.chunks import in_chunks
 from jaxmargin.batching.rules import Batch, batch_rule
-from jaxmargin.certificates.crown import Interval, intervals, line_below, reaches
-from jaxmargin.certificates.rounding import EPSILON, below, double_precision, lost
+from jaxmargin.certificates.crown import Interval, backward_bound, intervals, reaches
+from jaxmargin.certificates.rounding import EPSILON, below, double_precision, rounding_error
 from jaxmargin.certificates.spectral import norms_in_double
 from jaxmargin.layers import Layer, layers_of, shapes_of
 from jaxmargin.margins import gap_over_slope
@@ -41,7 +41,7 @@ class Certificate(NamedTuple):
       distance: no input closer than this is classified as anything but ``predicted``; the larger one of the next two.
       predicted: the predicted class.
       spectral: the bound by the spectral norms of all layers.
-      relaxed: the bound by linear relaxation, at most the radius; exact for an affine network.
+      relaxed: the bound by linear relaxation (CROWN), at most the radius; exact for an affine network.
       supported: False where nothing is known of the classifier, or of the norm: then the distances are 0, which is true
         and says nothing.
     """
@@ -143,9 +143,10 @@ def _measured(plan: _Plan, weights: Weights, x: jax.Array, predicted: jax.Array)
     weights = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), weights)
     layers, norm = _layers(plan, weights), plan.norm
     norms = norms_in_double(layers, x.shape)
-    in_l2 = jnp.maximum(1.0, math.sqrt(x.size) / norm.size(jnp.ones(x.shape))) * (1 + lost(x.size))  # of any lp norm
+    in_l2 = jnp.maximum(1.0, math.sqrt(x.size) / norm.size(jnp.ones(x.shape)))  # of any lp norm
+    in_l2 = in_l2 * (1 + rounding_error(x.size))
     moving = reaches(layers, norms, norm, in_l2)
-    constant = functools.reduce(jnp.multiply, norms[:-1], in_l2) * (1 + lost(len(layers)))
+    constant = functools.reduce(jnp.multiply, norms[:-1], in_l2) * (1 + rounding_error(len(layers)))
     leaves, tree = jax.tree.flatten((weights, moving, constant, norms[-1], x.astype(jnp.float64), predicted))
 
     def one(*leaves: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -203,7 +204,7 @@ def _spectral(last: Layer, logits: Interval, others: jax.Array, constant: jax.Ar
     lengths = jnp.sqrt(jnp.sum((mine[:, None] - last.kernel) ** 2, 0))  # [c]
     low = jnp.sum(jnp.where(others, 0.0, logits.low))
     gaps = low - logits.high - 2 * EPSILON * (jnp.abs(low) + jnp.abs(logits.high))
-    return _nearest(gaps, lengths * constant * (1 + lost(len(mine))), others)
+    return _nearest(gaps, lengths * constant * (1 + rounding_error(len(mine))), others)
 
 
 def _nearest(gaps: jax.Array, slopes: jax.Array, others: jax.Array) -> jax.Array:
@@ -220,15 +221,15 @@ def _reached(
     at_x: Sequence[Interval],
     radius: jax.Array,
 ) -> jax.Array:
-    """Where the lines that hold on B(x, radius) first meet 0; within the radius there is no boundary before that."""
+    """Where the bounds that hold on B(x, radius) first meet 0; within the radius there is no boundary before that."""
     rows = jnp.where(others, 0.0, 1.0)[None] - jnp.eye(len(others))  # [c, c], e_p - e_k
-    line = line_below(layers, intervals(layers, x, radius, moving, at_x), rows)
-    flat = line.slopes.reshape(len(rows), -1)  # [c, d]
-    size = line.size + jnp.abs(flat) @ (jnp.abs(x) + radius).reshape(-1)
+    bound = backward_bound(layers, intervals(layers, x, radius, moving, at_x), rows)
+    flat = bound.coefficients.reshape(len(rows), -1)  # [c, d]
+    size = bound.size + jnp.abs(flat) @ (jnp.abs(x) + radius).reshape(-1)
     kernels = [layer.kernel for layer in layers if layer.kernel is not None]
     terms = sum(bounds.low.size for bounds in at_x) + sum(k.size // min(k.shape[-2:]) for k in kernels)  # and fans
-    gaps = flat @ x.reshape(-1) + line.offset - lost(terms) * size
-    return _nearest(gaps, jax.vmap(norm.dual_size)(line.slopes) * (1 + lost(x.size)), others)
+    gaps = flat @ x.reshape(-1) + bound.offset - rounding_error(terms) * size
+    return _nearest(gaps, jax.vmap(norm.dual_size)(bound.coefficients) * (1 + rounding_error(x.size)), others)
 
 
 def _affine_distance(reached: Callable[[jax.Array], jax.Array]) -> jax.Array:
@@ -237,9 +238,7 @@ def _affine_distance(reached: Callable[[jax.Array], jax.Array]) -> jax.Array:
     return jnp.minimum(radius, reached(radius))
 
 
-def _search(
-    reached: Callable[[jax.Array], jax.Array], guess: jax.Array, radius: float, num_steps: int
-) -> jax.Array:
+def _search(reached: Callable[[jax.Array], jax.Array], guess: jax.Array, radius: float, num_steps: int) -> jax.Array:
     """The largest min(r, reached(r)) met on the way to the fixed point of ``reached``, which falls as r grows.
 
     So r and reached(r) lie on both sides of it. Every ball that is tried certifies what it reaches: nothing rests on
@@ -254,4 +253,5 @@ def _search(
         return jnp.sqrt(low * high), best, low, high
 
     start = guess, jnp.zeros_like(guess), guess * _BELOW_GUESS, jnp.full_like(guess, radius)
-    return jax.lax.fori_loop(0, num_steps, step, start)[1]
+    best: jax.Array = jax.lax.fori_loop(0, num_steps, step, start)[1]
+    return best

@@ -1,8 +1,8 @@
-"""Linear bounds of a network's outputs on a ball: intervals forwards through the layers, then lines backwards.
+"""Linear bounds of a network's outputs on a ball (CROWN): intervals forwards through the layers, then bounds backwards.
 
 Forwards, every unit is bounded on the ball B(x, r) twice, by interval arithmetic and by how fast it can move from its
-value at x. Backwards, v . f is bounded from below by v . f >= slopes . z + offset layer by layer, each ReLU and pooling
-replaced by a line below or above it that its unit's interval allows (CROWN).
+value at x. Backwards, v . f >= coefficients . z + offset is carried layer by layer, each ReLU and pooling replaced by a
+line below or above it that its unit's interval allows.
 
 Everything here runs in float64. ``size`` collects the magnitudes that a bound was added up from; what rounding can have
 lost is a multiple of it, and is taken off.
@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmargin.certificates.rounding import EPSILON, lost
+from jaxmargin.certificates.rounding import EPSILON, rounding_error
 from jaxmargin.layers import Layer
 from jaxmargin.norms import Norm
 
-__all__ = ["Interval", "Line", "intervals", "line_below", "reaches"]
+__all__ = ["Interval", "LinearBound", "backward_bound", "intervals", "reaches"]
 
 
 class Interval(NamedTuple):
@@ -37,16 +37,16 @@ class Interval(NamedTuple):
     size: jax.Array | None = None
 
 
-class Line(NamedTuple):
-    """Lower bounds of m functions: slopes . z + offset - rounding, the rounding in proportion to size.
+class LinearBound(NamedTuple):
+    """Lower bounds of m functions: coefficients . z + offset - rounding, the rounding in proportion to size.
 
     Attributes:
-      slopes: [m, *units].
+      coefficients: [m, *units].
       offset: [m].
       size: [m].
     """
 
-    slopes: jax.Array
+    coefficients: jax.Array
     offset: jax.Array
     size: jax.Array
 
@@ -69,7 +69,7 @@ def reaches(
     found: list[jax.Array] = []
     constant = in_l2 * jnp.ones((), jnp.float64)
     for kernel in (layer.kernel for layer in layers if layer.kernel is not None):
-        safe = 1 + lost(kernel.size) + 16 * EPSILON
+        safe = 1 + rounding_error(kernel.size) + 16 * EPSILON
         if found:
             found.append(constant * jnp.sqrt(jnp.sum(kernel**2, tuple(range(kernel.ndim - 1)))) * safe)
         else:
@@ -119,7 +119,7 @@ def intervals(
     return found
 
 
-def line_below(layers: Sequence[Layer], bounds: Sequence[Interval], rows: jax.Array) -> Line:
+def backward_bound(layers: Sequence[Layer], bounds: Sequence[Interval], rows: jax.Array) -> LinearBound:
     """Lower bounds of v . f that are linear in the input and hold wherever the bounds do.
 
     Args:
@@ -128,13 +128,13 @@ def line_below(layers: Sequence[Layer], bounds: Sequence[Interval], rows: jax.Ar
       rows: [m, c], one v for each of m functions.
 
     Returns:
-      Line with slopes [m, *d].
+      LinearBound with coefficients [m, *d].
     """
     zeros = jnp.zeros(len(rows), rows.dtype)
-    line = Line(rows, zeros, zeros)
+    bound = LinearBound(rows, zeros, zeros)
     for layer, before in reversed([*zip(layers, bounds, strict=False)]):
-        line = _BACK[layer.kind](layer, before, line)
-    return line
+        bound = _BACK[layer.kind](layer, before, bound)
+    return bound
 
 
 # Layers with weights -------------------------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ def _affine(layer: Layer, before: Interval) -> tuple[jax.Array, Interval]:
     if layer.bias is not None:
         bias = jnp.broadcast_to(layer.bias, center.shape)
         center, size = center + bias, size + jnp.abs(bias)
-    spread = spread + lost(math.prod(kernel.shape[:-1])) * size
+    spread = spread + rounding_error(math.prod(kernel.shape[:-1])) * size
     return size, Interval(center - spread, center + spread)
 
 
@@ -184,12 +184,13 @@ def _convolve(z: jax.Array, kernel: jax.Array, pads: Sequence[tuple[int, int]]) 
     return jnp.concatenate(parts, -1) @ kernel.reshape(-1, kernel.shape[3])
 
 
-def _back_affine(layer: Layer, before: Interval, line: Line) -> Line:
+def _back_affine(layer: Layer, before: Interval, bound: LinearBound) -> LinearBound:
     assert before.size is not None
-    offset = line.offset
+    offset = bound.offset
     if layer.bias is not None:
-        offset = offset + _sum(line.slopes * layer.bias[(None,) * (line.slopes.ndim - 1)])
-    return Line(_transposed(layer, line.slopes), offset, line.size + _sum(jnp.abs(line.slopes) * before.size[None]))
+        offset = offset + _sum(bound.coefficients * layer.bias[(None,) * (bound.coefficients.ndim - 1)])
+    coefficients = _transposed(layer, bound.coefficients)
+    return LinearBound(coefficients, offset, bound.size + _sum(jnp.abs(bound.coefficients) * before.size[None]))
 
 
 # Layers without weights ----------------------------------------------------------------------------------------------
@@ -224,14 +225,14 @@ def _relu(z: jax.Array) -> jax.Array:
     return jnp.maximum(z, 0.0)
 
 
-def _back_relu(_: Layer, before: Interval, line: Line) -> Line:
+def _back_relu(_: Layer, before: Interval, bound: LinearBound) -> LinearBound:
     """relu(z) >= z or 0, whichever leaves the smaller triangle, and below the chord."""
     slope, start = _chord(before.low, before.high, 0.0)
     below = jnp.where(before.high > -before.low, 1.0, 0.0)
-    return _bent(line, below, slope, start, jnp.maximum(jnp.abs(before.low), jnp.abs(before.high)))
+    return _bent(bound, below, slope, start, jnp.maximum(jnp.abs(before.low), jnp.abs(before.high)))
 
 
-def _back_max_pool(_: Layer, before: Interval, line: Line) -> Line:
+def _back_max_pool(_: Layer, before: Interval, bound: LinearBound) -> LinearBound:
     """The maximum is at least the unit with the largest lower bound, and below its chord over the other three."""
     low, high = _blocks(before.low), _blocks(before.high)  # [4, h, w, o]
     best = low == jnp.max(low, 0, keepdims=True)
@@ -244,16 +245,16 @@ def _back_max_pool(_: Layer, before: Interval, line: Line) -> Line:
     first, last = jnp.max(low, 0), jnp.sum(jnp.where(mask, high, 0.0), 0)
     slope, start = _chord(first, last, others)
     largest = jnp.max(jnp.maximum(jnp.abs(low), jnp.abs(high)), 0)
-    line = _bent(line, jnp.ones_like(slope), slope, start, largest)
-    slopes = jnp.where(mask[None], line.slopes[:, None], 0.0)  # [m, 4, h, w, o]
-    return line._replace(slopes=_from_blocks(slopes, before.low.shape))
+    bound = _bent(bound, jnp.ones_like(slope), slope, start, largest)
+    coefficients = jnp.where(mask[None], bound.coefficients[:, None], 0.0)  # [m, 4, h, w, o]
+    return bound._replace(coefficients=_from_blocks(coefficients, before.low.shape))
 
 
-def _bent(line: Line, below: jax.Array, slope: jax.Array, start: jax.Array, largest: jax.Array) -> Line:
-    """A line before a bend: rising slopes meet the line below it, falling ones the line above it."""
-    rising, falling = jnp.maximum(line.slopes, 0.0), jnp.minimum(line.slopes, 0.0)
-    size = line.size + _sum(jnp.abs(line.slopes) * (2 * largest)[None])
-    return Line(rising * below[None] + falling * slope[None], line.offset + _sum(falling * start[None]), size)
+def _bent(bound: LinearBound, below: jax.Array, slope: jax.Array, start: jax.Array, largest: jax.Array) -> LinearBound:
+    """A bound before a bend: rising coefficients meet the line below it, falling ones the line above it."""
+    rising, falling = jnp.maximum(bound.coefficients, 0.0), jnp.minimum(bound.coefficients, 0.0)
+    size = bound.size + _sum(jnp.abs(bound.coefficients) * (2 * largest)[None])
+    return LinearBound(rising * below[None] + falling * slope[None], bound.offset + _sum(falling * start[None]), size)
 
 
 def _sum(values: jax.Array) -> jax.Array:
@@ -261,12 +262,12 @@ def _sum(values: jax.Array) -> jax.Array:
     return jnp.sum(values, tuple(range(1, values.ndim)))
 
 
-def _back_flatten(_: Layer, before: Interval, line: Line) -> Line:
-    return line._replace(slopes=line.slopes.reshape(-1, *before.low.shape))
+def _back_flatten(_: Layer, before: Interval, bound: LinearBound) -> LinearBound:
+    return bound._replace(coefficients=bound.coefficients.reshape(-1, *before.low.shape))
 
 
-def _back_dropout(_: Layer, before: Interval, line: Line) -> Line:
-    return line
+def _back_dropout(_: Layer, before: Interval, bound: LinearBound) -> LinearBound:
+    return bound
 
 
 _SIMPLE: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -275,7 +276,7 @@ _SIMPLE: dict[str, Callable[[jax.Array], jax.Array]] = {
     "flatten": jnp.ravel,
     "dropout": lambda z: z,
 }
-_BACK: dict[str, Callable[[Layer, Interval, Line], Line]] = {
+_BACK: dict[str, Callable[[Layer, Interval, LinearBound], LinearBound]] = {
     "conv": _back_affine,
     "dense": _back_affine,
     "relu": _back_relu,

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ["EPSILON", "above", "below", "double_precision", "lost"]
+__all__ = ["EPSILON", "above", "below", "double_precision", "rounding_error"]
 
 # Twice the unit roundoff of float64.
 EPSILON = 2.0**-52
@@ -37,7 +37,7 @@ def double_precision() -> AbstractContextManager[Any]:
     return context
 
 
-def lost(terms: int) -> float:
+def rounding_error(terms: int) -> float:
     """What a sum of products can lose to rounding, in any order of summation, relative to the sum of their sizes.
 
     Args:
@@ -46,7 +46,7 @@ def lost(terms: int) -> float:
     Returns:
       At least 4 (terms + 16) u with u the unit roundoff of float64, which leaves room for a few operations more.
 
-    >>> lost(1000) < 1e-12
+    >>> rounding_error(1000) < 1e-12
     True
     """
     return 2 * (terms + 16) * EPSILON

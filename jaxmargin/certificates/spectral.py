@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmargin.certificates.rounding import EPSILON, above, double_precision, lost
+from jaxmargin.certificates.rounding import EPSILON, above, double_precision, rounding_error
 from jaxmargin.layers import Layer, layers_of, shapes_of
 
 __all__ = ["lipschitz_bound", "norms_in_double", "spectral_norms"]
@@ -41,7 +41,7 @@ def lipschitz_bound(logits_fn: Callable[[jax.Array], jax.Array], input_shape: Sh
         return jnp.array(jnp.inf)
     with double_precision():
         bound = functools.reduce(jnp.multiply, norms_in_double(layers, input_shape), jnp.ones((), jnp.float64))
-        return above(bound * (1 + lost(len(layers))), jnp.float32)
+        return above(bound * (1 + rounding_error(len(layers))), jnp.float32)
 
 
 def spectral_norms(layers: Sequence[Layer], input_shape: Shape) -> jax.Array:
@@ -104,7 +104,7 @@ def _convolution(kernel: jax.Array, shape: Shape, padding: str | None) -> jax.Ar
     taps = kernel.reshape(rows * columns, into * out)
     real, imaginary = ((jnp.asarray(wave(phases)) @ taps).reshape(-1, into, out) for wave in (np.cos, np.sin))
     # Phases of up to 4 pi kh are exact to a few units of their own size, and so are the sums of the taps.
-    slack = 32 * lost(rows * columns) * (rows + columns) * jnp.sqrt(jnp.sum(jnp.sum(jnp.abs(taps), 0) ** 2))
+    slack = 32 * rounding_error(rows * columns) * (rows + columns) * jnp.sqrt(jnp.sum(jnp.sum(jnp.abs(taps), 0) ** 2))
     return jnp.max(_largest_singular_value(real, imaginary)) + slack
 
 
@@ -117,7 +117,7 @@ def _largest_singular_value(real: jax.Array, imaginary: jax.Array | None = None)
     parts: tuple[jax.Array, ...] = (real,) if imaginary is None else (real, imaginary)
     if real.shape[-2] < real.shape[-1]:
         parts = tuple(part.swapaxes(-1, -2) for part in parts)  # its conjugate does as well
-    error = 4 * lost(2 * max(real.shape[-2:]))
+    error = 4 * rounding_error(2 * max(real.shape[-2:]))
     parts, scale = _normalised(parts)
     parts, first = _normalised(_gram(*parts))  # square from here on: the rest is one loop, compiled once
     _, scales = jax.lax.scan(lambda parts, _: _normalised(_gram(*parts)), parts, length=_SQUARINGS)
@@ -141,6 +141,6 @@ def _gram(real: jax.Array, imaginary: jax.Array | None = None) -> tuple[jax.Arra
 def _normalised(parts: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, ...], jax.Array]:
     """Matrices of Frobenius norm 1, and upper bounds of the norms they had."""
     terms = 2 * parts[0].shape[-1] * parts[0].shape[-2]
-    size = jnp.sqrt(sum(jnp.sum(part**2, (-1, -2)) for part in parts)) * (1 + lost(terms))  # [...]
+    size = jnp.sqrt(sum(jnp.sum(part**2, (-1, -2)) for part in parts)) * (1 + rounding_error(terms))  # [...]
     divisor = jnp.where(size > 0, size, 1.0)[..., None, None]
     return tuple(part / divisor for part in parts), size

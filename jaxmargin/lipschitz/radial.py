@@ -24,7 +24,7 @@ def _of_batch(logits_fn: LogitsFn, key: jax.Array, batch: Batch, **options: Any)
     def view(norms: GradientNorms) -> GradientNorms:
         return _within_reach(norms, logits_fn, sampling.norm, sampling.box)
 
-    return margins_of_batch(logits_fn, key, batch, sampling._replace(norm=radial(sampling.norm)), view)
+    return margins_of_batch(logits_fn, key, batch, sampling._replace(norm=radial(sampling.norm)), view=view)
 
 
 @batch_rule(_of_batch, batch_size=lambda: 16, divides_samples=True)

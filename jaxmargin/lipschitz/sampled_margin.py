@@ -23,6 +23,7 @@ def margins_of_batch(
     key: jax.Array,
     batch: Batch,
     sampling: Sampling,
+    *,
     view: Callable[[GradientNorms], GradientNorms] | None = None,
 ) -> Margins:
     """``lipschitz_margin`` of b examples, which share their samples.

@@ -17,6 +17,7 @@ import optax
 from jaxmargin import checks, health, models, objectives
 from jaxmargin.batching.measurement import Measurement
 from jaxmargin.brackets import contradicts
+from jaxmargin.flags import layer_cake, plateau, weak_loss
 from jaxmargin.lab import files
 from jaxmargin.lab.data.loading import Dataset, Split, margin_points, spread_points
 from jaxmargin.lab.parameters import write_params
@@ -252,9 +253,9 @@ class _Run:
         right = arrays["test_margin"][-1] > 0
         flags = [
             *logits["flags"],
-            health.plateau(self.cell.epsilons, 1 - last["test_error"], robust["published"]),
-            health.weak_loss(robust["published"], robust["worst"]),
-            health.layer_cake(
+            plateau(self.cell.epsilons, 1 - last["test_error"], robust["published"]),
+            weak_loss(robust["published"], robust["worst"]),
+            layer_cake(
                 self.cell.epsilons, robust["published"], np.where(right, attacked, 0.0), same_points=False
             ),
         ]
