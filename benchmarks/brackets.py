@@ -18,7 +18,7 @@ import jaxmargin as jm
 from benchmarks import networks
 from jaxmargin.attacks import PUBLISHED
 from jaxmargin.lab import command_line
-from jaxmargin.lab.files import device_name
+from jaxmargin.lab.provenance import device_name
 from jaxmargin.lab.report.page import markdown_table
 
 __all__ = ["Options", "main"]

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks.peers import side_by_side
-from jaxmargin.lab.files import device_name
+from jaxmargin.lab.provenance import device_name
 from jaxmargin.lab.report.page import markdown_table
 from jaxmargin.xla_cpu import kernels, loopable, on_cpu
 

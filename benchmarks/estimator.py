@@ -26,7 +26,8 @@ from jaxmargin import checks
 from jaxmargin.lab import command_line
 from jaxmargin.lab.data.loading import margin_points
 from jaxmargin.lab.figures import drawing, plots
-from jaxmargin.lab.files import device_name, write_bytes
+from jaxmargin.lab.files import write_bytes
+from jaxmargin.lab.provenance import device_name
 from jaxmargin.lab.report.page import csv_table, markdown_table
 
 __all__ = ["Options", "main"]

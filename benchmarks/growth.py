@@ -28,7 +28,8 @@ from benchmarks.networks import Trained
 from benchmarks.peers import timed
 from jaxmargin.lab import command_line
 from jaxmargin.lab.figures import drawing, plots, style
-from jaxmargin.lab.files import device_name, write_bytes
+from jaxmargin.lab.files import write_bytes
+from jaxmargin.lab.provenance import device_name
 from jaxmargin.lab.report.page import csv_table, markdown_table
 
 __all__ = ["Options", "main"]

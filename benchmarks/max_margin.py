@@ -21,7 +21,7 @@ import optax
 from benchmarks import networks, peers
 from jaxmargin import checks, models, objectives
 from jaxmargin.lab import command_line, data
-from jaxmargin.lab.files import device_name
+from jaxmargin.lab.provenance import device_name
 from jaxmargin.lab.report.page import markdown_table
 from jaxmargin.lab.training import init_state, train_epoch
 

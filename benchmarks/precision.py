@@ -19,7 +19,7 @@ import jaxmargin as jm
 from benchmarks.networks import DATASETS, trained
 from jaxmargin import checks
 from jaxmargin.lab import command_line
-from jaxmargin.lab.files import device_name
+from jaxmargin.lab.provenance import device_name
 from jaxmargin.lab.report.page import markdown_table
 from jaxmargin.layers import Layer
 from jaxmargin.margins import gap_over_slope

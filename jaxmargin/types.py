@@ -40,6 +40,10 @@ class ApplyFn(Protocol):
         """The logits [c] of one example x [*d]."""
         ...
 
+    def __hash__(self) -> int:
+        """The same for the same function: what is compiled for it is kept."""
+        ...
+
 
 class Measure(Protocol[_Measured]):
     """What ``over_batch`` lifts: a function of one example (logits_fn, key, x [*d], y, *, options) -> NamedTuple.

@@ -195,7 +195,8 @@ def test_margins_and_card_agree(outcome):
         assert row["minimum"] == arrays[f"train_{name}"].min()
         assert row["test average"] == arrays[f"test_{name}"].mean()
     assert card["methods"]["plain"]["epochs"] == 20 and card["versions"]["jax"] == jax.__version__
-    assert {"plain", "front", "total"} <= set(card["seconds"])
+    assert card["study"] == "case_study" and {"plain", "front"} <= card["stages"].keys()
+    assert card["seconds"] >= sum(stage["seconds"] for stage in card["stages"].values())
 
 
 def test_report_says_what_was_measured(outcome):

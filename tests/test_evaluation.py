@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import jaxmargin as jm
-from jaxmargin.lab.files import write_arrays
-from jaxmargin.lab.stages import measure, read_arrays
+from jaxmargin.lab.files import read_arrays, write_arrays
+from jaxmargin.lab.measuring import measure
 
 
 @pytest.fixture

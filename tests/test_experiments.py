@@ -7,13 +7,15 @@ import jax
 import numpy as np
 import pytest
 
+from jaxmargin.lab import cells, tables, workspace
 from jaxmargin.lab import files as tracking
-from jaxmargin.lab import robustness, tables
+from jaxmargin.lab.cards import SCHEMA
 from jaxmargin.lab.data.loading import Dataset, Split, load
 from jaxmargin.lab.training import DivergedError
-from runs.paper import cell as experiments
 from runs.paper import publish as publishing
-from runs.paper.cell import Cell, run_cell, schedule
+from runs.paper import tables as paper_tables
+from runs.paper.cell import Cell, schedule
+from runs.paper.stages import STUDY, PaperCard
 
 pytestmark = pytest.mark.hurried
 
@@ -22,12 +24,11 @@ CELL = Cell(
     lam=0.1, beta=1e-3, tau=5.0, form="ramp", dropout=0.0, points=6, num_samples=64, radius=1.5, epsilons=(0.25, 1.0),
     attack_points=40, attack_steps=5, attack_step_size=0.2, worst_case_steps=5, nearest_steps=20,
 )  # fmt: skip
-KEYS = {
-    "dataset", "model", "method", "preset", "seed", "epochs", "n_train", "n_test", "n_margin", "num_samples",
-    "clean_accuracy", "epsilons", "robust_accuracy", "worst_case_accuracy", "average_margin", "average_margin_signed",
-    "minimum_margin", "paper", "device", "versions", "seconds", "n_attack", "average_certified", "average_attacked",
-    "contradicted_fraction", "flags", "logit_margin_quartiles",
-}  # fmt: skip
+STAGES = {"train", "evaluate", "margins", "published", "worst_case", "logits", "bounds"}
+
+
+def run_cell(cell, data, workdir):
+    return cells.run_cell(STUDY, cell, data, workdir)
 
 
 @pytest.fixture(scope="module")
@@ -47,26 +48,33 @@ def files(workdir):
     """Everything that must not depend on where a run was cut; seconds are measured, not computed."""
     folder = workdir / "cells" / CELL.name
     card = tracking.read_json(workdir / "cards" / f"{CELL.name}.json")
-    seconds = card.pop("seconds")
-    assert set(seconds) == {"train", "evaluate", "margins", "attack", "worst_case", "logits", "bounds"}
+    assert set(card.pop("stages")) == STAGES
     kept = [folder / "params.npz", folder / "metrics.jsonl", workdir / "cards" / f"{CELL.name}.npz"]
     return [path.read_bytes() for path in kept] + [json.dumps(card)]
 
 
 def test_the_card_has_every_key_and_agrees_with_its_points(straight):
     card, workdir = straight
-    assert set(card) >= KEYS and card["n_attack"] == 40
+    settings = {field.name for field in dataclasses.fields(Cell)}
+    assert set(card) == settings | set(PaperCard.__annotations__) and card["n_attack"] == 40
+    assert (card["study"], card["schema"]) == ("paper", SCHEMA)
+    for stage in card["stages"].values():
+        assert stage["seconds"] >= 0 and stage["device"] == card["device"] and stage["versions"] == card["versions"]
     with np.load(workdir / "cards" / f"{CELL.name}.npz") as arrays:
         margin = arrays["test_margin"][-1]
         assert arrays["attack_index"][:8].tolist() == [0, 1, 2, 3, 5, 6, 7, 8]  # 40 of 50
         assert arrays["epochs"].tolist() == [1, 10, 11] == schedule(11)
         assert arrays["train_margin"].shape == (3, 6)
-        certified, attacked = arrays["test_certified"], arrays["test_attacked"]
-    np.testing.assert_allclose(card["average_margin"], np.abs(margin).mean(), rtol=1e-6)
-    np.testing.assert_allclose(card["average_margin_signed"], margin.mean(), rtol=1e-6)
+        certified, attacked = arrays["certified"], arrays["attacked"]
+        for name in ("published", "worst"):
+            robust = 1 - arrays[f"found_{name}"].mean(0)
+            np.testing.assert_allclose(card[f"robust_accuracy_{name}"], robust, rtol=1e-6)
+    np.testing.assert_allclose(card["average_distance"], np.abs(margin).mean(), rtol=1e-6)
+    np.testing.assert_allclose(card["average_margin"], margin.mean(), rtol=1e-6)
     np.testing.assert_allclose(card["minimum_margin"], margin.min(), rtol=1e-6)
-    assert 0 <= card["robust_accuracy"][1] <= card["robust_accuracy"][0] <= 1
-    assert (np.asarray(card["worst_case_accuracy"]) <= card["robust_accuracy"]).all()
+    published = card["robust_accuracy_published"]
+    assert 0 <= published[1] <= published[0] <= 1
+    assert (np.asarray(card["robust_accuracy_worst"]) <= published).all()
     assert (certified > 0).all() and (certified <= attacked).all() and np.isfinite(attacked).all()
     np.testing.assert_allclose(card["contradicted_fraction"], np.mean(np.abs(margin) > attacked * 1.0001))
     assert [flag["name"] for flag in card["flags"]] == [
@@ -79,6 +87,20 @@ def test_metrics_have_a_line_an_epoch_and_margins_when_due(straight):
     lines = tracking.read_records(straight[1] / "cells" / CELL.name / "metrics.jsonl")
     assert [line["epoch"] for line in lines] == list(range(1, 12))
     assert [line["epoch"] for line in lines if "test_minimum_margin" in line] == [1, 10, 11]
+
+
+def test_a_name_means_the_same_in_metrics_card_and_csv(straight):
+    card, workdir = straight
+    *_, last = lines = tracking.read_records(workdir / "cells" / CELL.name / "metrics.jsonl")
+    for name in ("average_margin", "average_distance", "minimum_margin"):
+        assert (card[name], card[f"train_{name}"]) == (last[f"test_{name}"], last[f"train_{name}"])
+    (row,) = tables.numbers([card])
+    assert all(row[name] == card[name] for name in ("average_margin", "average_distance", "clean_accuracy"))
+    assert row["robust_accuracy_worst_1"] == card["robust_accuracy_worst"][-1]
+    for line in (lines[0], lines[9], last):
+        assert -line["train_average_distance"] <= line["train_average_margin"] <= line["train_average_distance"]
+        signs = line["train_average_margin"] < line["train_average_distance"]
+        assert signs == (line["train_margin_accuracy"] < 1)
 
 
 def test_linear_margins_are_exact_and_followed_every_epoch(data, tmp_path):
@@ -98,17 +120,18 @@ def test_linear_margins_are_exact_and_followed_every_epoch(data, tmp_path):
         np.testing.assert_allclose(margin, distance if p == y else -distance, rtol=1e-4)
 
 
-@pytest.mark.parametrize("moment", ["train margins at epoch 10", "test margins at epoch 11", "attack", "certified"])
+@pytest.mark.parametrize(
+    "moment", ["train margins at epoch 10", "test margins at epoch 11", "published attack", "certified"]
+)
 def test_a_cut_run_ends_with_the_same_bytes(straight, data, tmp_path, monkeypatch, moment):
-    original = robustness.measure
+    original = workspace.measure
 
     def cut(*arguments, label, **options):
         if label.endswith(moment):
             raise KeyboardInterrupt
         return original(*arguments, label=label, **options)
 
-    for module in (experiments, robustness):
-        monkeypatch.setattr(module, "measure", cut)
+    monkeypatch.setattr(workspace, "measure", cut)
     with pytest.raises(KeyboardInterrupt):
         run_cell(CELL, data, tmp_path)
     monkeypatch.undo()
@@ -117,7 +140,8 @@ def test_a_cut_run_ends_with_the_same_bytes(straight, data, tmp_path, monkeypatc
 
 
 def test_a_finished_cell_is_only_read(straight, data, monkeypatch):
-    monkeypatch.setattr(experiments, "_Run", None)
+    monkeypatch.setattr(Cell, "check", None)
+    monkeypatch.setattr(cells, "Workspace", None)
     assert run_cell(CELL, data, straight[1]) == tracking.read_json(straight[1] / "cards" / f"{CELL.name}.json")
 
 
@@ -153,17 +177,19 @@ def test_publishing_writes_tables_figures_and_one_page(straight):
     assert published.table.splitlines()[2].startswith("| mlp | amr |")
     text = published.report.read_text()
     assert text.count("<figure") == 7 and "http" not in text.replace("http-equiv", "")
-    assert (workdir / "table.csv").read_text().splitlines()[0].startswith("dataset,model,method")
+    columns = (workdir / "table.csv").read_text().splitlines()[0]
+    assert columns.startswith("study,schema,commit,device,dataset,model,method")
     assert len(tracking.read_records(workdir / "metrics.jsonl")) == 11
     assert (workdir / "figures" / "histograms-mlp-test.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_published_numbers_stand_beside_ours_at_the_same_budgets_only(straight):
-    paper = {"clean_accuracy": 0.9824, "epsilons": [0.25, 1.0], "robust_accuracy": [0.5, 0.1], "average_margin": 0.8}
-    row = tables.table([straight[0] | {"paper": paper}])[0]
+    paper = {"clean_accuracy": 0.9824, "epsilons": [0.25, 1.0], "average_distance": 0.8}
+    paper["robust_accuracy_published"] = [0.5, 0.1]
+    row = paper_tables.table([straight[0] | {"paper": paper}])[0]
     assert row["clean %"].endswith("(98.24)") and row["published 1 %"].endswith("(10.00)")
-    row = tables.table([straight[0] | {"paper": paper | {"epsilons": [0.5, 1.0]}}])[0]
-    assert "(" not in row["published 1 %"] and row["average margin"].endswith("(0.80)")
+    row = paper_tables.table([straight[0] | {"paper": paper | {"epsilons": [0.5, 1.0]}}])[0]
+    assert "(" not in row["published 1 %"] and row["average distance"].endswith("(0.80)")
 
 
 def test_a_point_whose_attack_found_nothing_makes_the_average_infinite(straight):
@@ -174,10 +200,10 @@ def test_a_point_whose_attack_found_nothing_makes_the_average_infinite(straight)
 def test_seeds_share_a_row_of_means_and_deviations_and_have_rows_of_their_own_elsewhere(straight):
     one = straight[0]
     other = one | {"seed": 4, "clean_accuracy": one["clean_accuracy"] - 0.02}
-    (row,) = tables.table([one, other])
+    (row,) = paper_tables.table([one, other])
     assert row["seeds"] == "2" and row["clean %"] == f"{100 * one['clean_accuracy'] - 1:.2f} ± {2 / np.sqrt(2):.2f}"
     assert [row["seed"] for row in tables.brackets([one, other])] == ["3", "4"]
-    assert "seed" not in tables.brackets([one])[0] and "seeds" not in tables.table([one])[0]
+    assert "seed" not in tables.brackets([one])[0] and "seeds" not in paper_tables.table([one])[0]
 
 
 def test_the_trade_off_needs_a_falling_average_and_a_rising_minimum():
@@ -191,7 +217,7 @@ def test_the_trade_off_needs_a_falling_average_and_a_rising_minimum():
 
     def row(minimum, average, right=0.9):
         other = {"test_minimum_margin": 0.0, "test_average_margin": 0.0, "test_margin_accuracy": 0.1}
-        return tables.trade_off([card], [[line | other for line in lines(minimum, average, right)]])[0]
+        return paper_tables.trade_off([card], [[line | other for line in lines(minimum, average, right)]])[0]
 
     def held(minimum, average):
         return row(minimum, average)["trade-off"]
@@ -210,5 +236,5 @@ def test_margins_begin_where_most_points_are_right():
         {"epoch": epoch, "test_minimum_margin": low, "test_average_margin": mean, "test_margin_accuracy": right}
         for epoch, low, mean, right in ((1, -5.0, -3.0, 0.1), (2, -1.0, 0.5, 0.6), (3, -2.0, 0.1, 0.4))
     ]
-    assert tables.curve([*records, {"epoch": 4}], "test") == ([2, 3], [-1.0, -2.0], [0.5, 0.1])
-    assert tables.curve(records[:1], "test") == ([1], [-5.0], [-3.0])
+    assert paper_tables.curve([*records, {"epoch": 4}], "test") == ([2, 3], [-1.0, -2.0], [0.5, 0.1])
+    assert paper_tables.curve(records[:1], "test") == ([1], [-5.0], [-3.0])

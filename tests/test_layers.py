@@ -31,19 +31,24 @@ CORE = {
 }
 # What each room of the lab may import from the lab; all of them may import the core.
 LAB = {
+    "cards": {"files", "provenance"},
+    "cells": {"cards", "data", "files", "parameters", "resuming", "workspace"},
     "checkpoints": {"training"},
-    "command_line": {"files", "training"},
+    "command_line": {"cards", "cells", "files", "publishing", "training"},
     "compilation": set(),
     "data": set(),
     "figures": {"files"},
     "files": set(),
-    "parameters": {"files", "stages"},
+    "measuring": {"files"},
+    "parameters": {"files"},
+    "provenance": set(),
+    "publishing": {"cards", "files", "report", "tables"},
     "report": {"files"},
-    "resuming": {"checkpoints", "files", "training"},
-    "robustness": {"stages"},
-    "stages": {"files"},
-    "tables": set(),
-    "training": set(),
+    "resuming": {"checkpoints", "files", "training", "workspace"},
+    "robustness": {"cells", "files", "measuring"},
+    "tables": {"cards"},
+    "training": {"data"},
+    "workspace": {"cards", "files", "measuring", "provenance"},
 }
 # Who may know a heavy library: rooms, as paths below the repository.
 OWNERS = {
@@ -152,10 +157,18 @@ def test_imports_point_down_only():
         assert not libraries(path) & {"tests", "benchmarks"}, name_of(path)
 
 
-@pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.parametrize("study", [*STUDIES, "results"])
 def test_studies_know_nothing_of_one_another(study):
     for path in files_of(f"runs/{study}"):
         assert rooms(path, "runs") <= {study}, name_of(path)
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_each_study_has_its_comparison_and_no_other_place_names_it(study):
+    comparison = importlib.import_module(f"runs.{study}.comparison")
+    assert {"NOTE", "section", "settings", "summary"} <= {*comparison.__all__}
+    for path in [*LAB_FILES, *files_of("runs/results")]:
+        assert f"runs.{study}." not in "".join(sorted(imports(path))), name_of(path)
 
 
 @pytest.mark.parametrize("library", OWNERS)

@@ -15,11 +15,12 @@ import pytest
 from jaxmargin import models, objectives
 from jaxmargin.lab import files
 from jaxmargin.lab.data.loading import load
+from jaxmargin.lab.publishing import Published
 from runs.mma import __main__ as mma
 from runs.mma import presets as mma_presets
-from runs.mma import publish as robust_report
 from runs.mma import tables as robust_tables
-from runs.mma.cell import ENSEMBLE, RobustCell, kind_of
+from runs.mma.cell import ENSEMBLE, Cell, kind_of
+from runs.mma.stages import MmaCard
 from runs.results import __main__ as results
 
 pytestmark = pytest.mark.hurried
@@ -37,14 +38,14 @@ LINEAR = models.linear((8, 8, 1))
 @pytest.fixture(autouse=True)
 def linear(monkeypatch):
     """A network that compiles quickly in place of the study's."""
-    monkeypatch.setattr(RobustCell, "build_model", lambda self, shape, classes: LINEAR)
+    monkeypatch.setattr(Cell, "build_model", lambda self, shape, classes: LINEAR)
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("straight")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RobustCell, "build_model", lambda self, shape, classes: LINEAR)
+        patch.setattr(Cell, "build_model", lambda self, shape, classes: LINEAR)
         assert mma.main([*TINY, *METHODS, "--workdir", str(workdir)]) == 0
     return workdir
 
@@ -52,8 +53,8 @@ def straight(tmp_path_factory):
 @pytest.fixture
 def unpublished(monkeypatch):
     """Leaves out the report, whose figures take longer than what some tests are about."""
-    study = robust_report.Study("", Path("report.html"), {}, [], [])
-    monkeypatch.setattr(mma, "publish_study", create_autospec(robust_report.publish_study, return_value=study))
+    study = Published("", Path("report.html"), {}, [])
+    monkeypatch.setattr(mma.publish, "publish", create_autospec(mma.publish.publish, return_value=study))
 
 
 def test_every_method_has_its_row_and_its_card(straight):
@@ -61,22 +62,27 @@ def test_every_method_has_its_row_and_its_card(straight):
     assert [row.split("|")[1].strip() for row in rows] == ["pgd-0.25", "pgd-0.5", "pgd-ens", "mma-1"]
     for path in (straight / "cards").glob("*.json"):
         card = files.read_json(path)
-        robust = card["robust_accuracy"]
+        robust = card["robust_accuracy_worst"]
         assert robust == sorted(robust, reverse=True) and robust[0] <= 1
-        np.testing.assert_allclose(card["average_robust_accuracy"], np.mean(robust))
+        np.testing.assert_allclose(card["average_robust_accuracy_worst"], np.mean(robust))
         np.testing.assert_allclose(card["average_accuracy"], np.mean([card["clean_accuracy"], *robust]))
         assert card["method"] == ENSEMBLE or card["average_certified"] <= card["average_attacked"]
-        assert card["n_train"] == 1437 - 200 and card["n_attack"] == 40 and card["seconds"]
+        assert card["n_train"] == 1437 - 200 and card["n_attack"] == 40 and card["study"] == "mma"
+        settings = {field.name for field in dataclasses.fields(Cell)}
+        members = set() if card["method"] == ENSEMBLE else {"members"}
+        assert set(card) == (settings | set(MmaCard.__annotations__)) - members
 
 
 def test_the_points_agree_with_the_card(straight):
     card = files.read_json(straight / "cards" / "digits-l2-mma-1-seed0.json")
     with np.load(straight / "cards" / "digits-l2-mma-1-seed0.npz") as arrays:
-        assert arrays["distance"].shape == (4, 40) and arrays["moments"].tolist() == [0.1, 0.4, 0.7, 1.0]
-        np.testing.assert_allclose(card["average_distance"], arrays["distance"][-1].mean(), rtol=1e-6)
-        within = [(arrays["distance"][-1] <= epsilon).mean() for epsilon in card["epsilons"]]
-        assert (1 - np.array(card["robust_accuracy"]) >= np.array(within) - 1e-9).all()
-        np.testing.assert_allclose(card["robust_accuracy"], 1 - arrays["broken"].mean(0), rtol=1e-6)
+        assert arrays["nearest"].shape == (4, 40) and arrays["moments"].tolist() == [0.1, 0.4, 0.7, 1.0]
+        np.testing.assert_allclose(card["average_nearest"], arrays["nearest"][-1].mean(), rtol=1e-6)
+        within = [(arrays["nearest"][-1] <= epsilon).mean() for epsilon in card["epsilons"]]
+        assert (1 - np.array(card["robust_accuracy_worst"]) >= np.array(within) - 1e-9).all()
+        np.testing.assert_allclose(card["robust_accuracy_worst"], 1 - arrays["found_worst"].mean(0), rtol=1e-6)
+        np.testing.assert_allclose(card["average_margin"], arrays["margin"].mean(), rtol=1e-6)
+        np.testing.assert_allclose(card["average_distance"], np.abs(arrays["margin"]).mean(), rtol=1e-6)
         assert arrays["plane_loss"].shape == arrays["plane_margin"].shape == (41, 41)
         assert (arrays["plane_loss"] >= -arrays["plane_margin"]).all()  # soft
 
@@ -104,7 +110,7 @@ def test_a_cut_run_ends_with_the_same_bytes(straight, unpublished, tmp_path, mon
     assert "the same command continues" in capsys.readouterr().err
     for name in ("cells/digits-l2-mma-1-seed0/params.npz", "cells/digits-l2-mma-1-seed0/metrics.jsonl"):
         assert (tmp_path / name).read_bytes() == (straight / name).read_bytes()
-    for name in ("distance", "broken", "margin"):
+    for name in ("nearest", "found_worst", "margin"):
         with (
             np.load(tmp_path / "cards/digits-l2-mma-1-seed0.npz") as here,
             np.load(straight / "cards/digits-l2-mma-1-seed0.npz") as there,
@@ -134,7 +140,7 @@ def test_an_ensemble_of_others_is_another_one(straight, unpublished, tmp_path):
 
 
 def test_a_cell_that_diverges_does_not_keep_the_others_from_their_cards(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(RobustCell, "build_optimizer", lambda self: optax.sgd(0.1 if self.method == "amr" else 1e38))
+    monkeypatch.setattr(Cell, "build_optimizer", lambda self: optax.sgd(0.1 if self.method == "amr" else 1e38))
     arguments = [*TINY, "--workdir", str(tmp_path), "--methods", "pgd-0.5", "pgd-ens"]
     assert mma.main([*arguments, "amr"]) == 1  # and there is no ensemble without all of its members
     said = capsys.readouterr()
@@ -204,8 +210,9 @@ def test_the_presets_are_the_papers():
     np.testing.assert_allclose(updates["w"], -0.3 * (1 + 2e-4), rtol=1e-6)  # with weight decay
     trades = [mma_presets.cell(dataset, "linf", "trades-0.3") for dataset in ("mnist", "cifar10")]
     assert [cell.trades_beta for cell in trades] == [1.0, 6.0] and trades[0].trades_step_size == 0.01
-    assert mma_presets.published("mnist", "linf", "mma-0.45")["robust_accuracy"] == (0.979, 0.96, 0.926, 0.852)
-    assert mma_presets.published("mnist", "l2", "mma-6") == {"average_distance": 2.76}
+    linf = mma_presets.published("mnist", "linf", "mma-0.45")
+    assert linf["robust_accuracy_published"] == (0.979, 0.96, 0.926, 0.852)
+    assert mma_presets.published("mnist", "l2", "mma-6") == {"average_nearest": 2.76}
     assert mma_presets.methods("mnist", "l2") == (
         *("std", "lcr", "amr", "pgd-1", "pgd-2", "pgd-3", "pgd-ens", "trades-2", "mma-2", "mma-4", "mma-6"),
     )
@@ -260,7 +267,7 @@ def test_methods_sort_by_kind_and_size():
 def study_of(distances):
     """Cards and arrays of {(method, seed): distances at the end}."""
     cards = [{"method": method, "seed": seed} for method, seed in distances]
-    return cards, [{"distance": np.array([[9.0] * len(last), last])} for last in distances.values()]
+    return cards, [{"nearest": np.array([[9.0] * len(last), last])} for last in distances.values()]
 
 
 def test_the_largest_mma_is_held_against_every_other_training_image_by_image():
@@ -288,8 +295,8 @@ def test_without_mma_there_is_nothing_to_gain():
 
 def test_seeds_share_a_row(straight):
     card = files.read_json(straight / "cards" / "digits-l2-mma-1-seed0.json")
-    other = card | {"seed": 1, "clean_accuracy": card["clean_accuracy"] - 0.02, "average_distance": None}
-    other |= {"distance_quartiles": [0.0, 1.0, None], "not_found": 40}
+    other = card | {"seed": 1, "clean_accuracy": card["clean_accuracy"] - 0.02, "average_nearest": None}
+    other |= {"nearest_quartiles": [0.0, 1.0, None], "not_found": 40}
     (alone,), (row,) = robust_tables.table([card]), robust_tables.table([card, other])
     assert row["clean %"] == f"{100 * card['clean_accuracy'] - 1:.2f} ± 1.41" and row["seeds"] == "2"
     assert row["distance"] == alone["distance"] and "seeds" not in alone and "±" not in alone["clean %"]

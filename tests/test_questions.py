@@ -5,19 +5,19 @@ from unittest.mock import create_autospec
 import numpy as np
 import pytest
 
+from jaxmargin.lab.cells import run_cell
 from jaxmargin.lab.data.loading import Dataset, Split
 from jaxmargin.lab.files import read_json
 from jaxmargin.lab.training import DivergedError
 from runs.paper import ablations, presets
-from runs.paper.cell import run_cell
 
 PAPER = presets.published("mnist", "mlp", "amr")
 
 
 def card(clean, robust):
     return {
-        "clean_accuracy": clean, "robust_accuracy": robust, "epsilons": PAPER["epsilons"], "average_margin": 1.0,
-        "worst_case_accuracy": [0.5, 0.4, 0.3, 0.2], "paper": PAPER,
+        "clean_accuracy": clean, "robust_accuracy_published": robust, "epsilons": PAPER["epsilons"],
+        "average_distance": 1.0, "robust_accuracy_worst": [0.5, 0.4, 0.3, 0.2], "paper": PAPER,
     }  # fmt: skip
 
 
@@ -26,10 +26,10 @@ def cells(monkeypatch):
     """Cells are noted instead of trained; each gives the paper's row, less a point of clean accuracy per 0.001."""
     ran = []
 
-    def noted(cell, images, workdir, paper):
+    def noted(study, cell, images, workdir, paper):
         ran.append(cell)
         assert paper == PAPER
-        return card(PAPER["clean_accuracy"] - 10 * cell.beta, PAPER["robust_accuracy"])
+        return card(PAPER["clean_accuracy"] - 10 * cell.beta, PAPER["robust_accuracy_published"])
 
     monkeypatch.setattr(ablations, "run_cell", create_autospec(run_cell, side_effect=noted))
     split = Split(np.zeros((200, 28, 28, 1), np.uint8), np.zeros(200, np.int32))
@@ -66,10 +66,10 @@ def test_a_variant_of_other_settings_is_refused(cells, tmp_path, capsys):
 
 
 def test_a_variant_that_diverges_is_ranked_last_and_stops_no_other(cells, tmp_path, capsys, monkeypatch):
-    def diverging(cell, *arguments):
+    def diverging(study, cell, *arguments):
         if cell.beta == 1e-3:
             raise DivergedError(step=3, epoch=1)
-        return card(PAPER["clean_accuracy"], PAPER["robust_accuracy"])
+        return card(PAPER["clean_accuracy"], PAPER["robust_accuracy_published"])
 
     monkeypatch.setattr(ablations, "run_cell", diverging)
     assert ablations.main(["--question", "beta", "--attack-points", "100", "--workdir", str(tmp_path)]) == 0

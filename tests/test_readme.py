@@ -51,8 +51,8 @@ def test_the_table_of_all_trainings_is_that_of_the_cards():
     rows = rows_of("<!-- mma -->(.*?)<!-- /mma -->")
     for row in rows[2:]:
         card = read_json(ROOT / "runs" / "results" / "mma-digits-l2" / "cards" / f"digits-l2-{row[0]}-seed0.json")
-        shares = [card["clean_accuracy"], *card["robust_accuracy"], card["average_robust_accuracy"]]
-        lengths = [card[f"average_{name}"] for name in ("distance", "certified", "margin", "attacked")]
+        shares = [card["clean_accuracy"], *card["robust_accuracy_worst"], card["average_robust_accuracy_worst"]]
+        lengths = [card[f"average_{name}"] for name in ("nearest", "certified", "distance", "attacked")]
         said = [f"{100 * share:.2f}" for share in shares]
         assert row[1:] == said + ["–" if length is None else f"{length:.3f}" for length in lengths]
     assert len(rows) == 13
@@ -63,19 +63,19 @@ def test_the_table_of_trainings_on_mnist_is_that_of_the_cards():
 
     def of(method):
         with np.load(folder / f"mnist-l2-{method}-seed0.npz") as arrays:
-            return read_json(folder / f"mnist-l2-{method}-seed0.json"), arrays["distance"][-1]
+            return read_json(folder / f"mnist-l2-{method}-seed0.json"), arrays["nearest"][-1]
 
     rows = rows_of("<!-- mma-mnist -->(.*?)<!-- /mma-mnist -->")
     _, farthest = of("mma-4")
     for method, *said in rows[2:]:
         card, distance = of(method)
-        shares = [card["clean_accuracy"], *card["robust_accuracy"], card["average_robust_accuracy"]]
-        published = f" ({card['paper']['average_distance']:.2f})" if card["paper"] else ""
+        shares = [card["clean_accuracy"], *card["robust_accuracy_worst"], card["average_robust_accuracy_worst"]]
+        published = f" ({card['paper']['average_nearest']:.2f})" if card["paper"] else ""
         gains = farthest - distance
         error = np.std(gains, ddof=1) / np.sqrt(len(gains))
         gain = f"{gains.mean():+.3f} ± {error:.3f}" if method != "mma-4" else ""
-        expected = [f"{100 * share:.2f}" for share in shares] + [f"{card['average_distance']:.3f}{published}", gain]
-        assert said == [*expected, f"{card['seconds']['train']:.0f}"]
+        expected = [f"{100 * share:.2f}" for share in shares] + [f"{card['average_nearest']:.3f}{published}", gain]
+        assert said == [*expected, f"{card['stages']['train']['seconds']:.0f}"]
         assert card["steps"] == 5000 and card["n_attack"] == 500
     assert len(rows) == 8
 
@@ -87,13 +87,13 @@ def test_the_tables_of_the_digits_are_those_of_the_cards():
         path = ROOT / "runs" / "results" / "paper-digits" / "cards" / f"digits-{model}-{method}-seed0.json"
         card = read_json(path)
         if number < 9:
-            shares = [card["clean_accuracy"], *card["robust_accuracy"]]
-            margins = [f"{card[name]:.2f}" for name in ("average_margin", "average_margin_signed")]
+            shares = [card["clean_accuracy"], *card["robust_accuracy_published"]]
+            margins = [f"{card[name]:.2f}" for name in ("average_distance", "average_margin")]
             rest = [f"{card['logit_margin_quartiles'][1]:.1f}", *margins, f"{card['minimum_margin']:.3f}"]
             rest.append(f"{card['num_samples']:,}" if card["num_samples"] else "exact")
         else:
-            shares = card["worst_case_accuracy"]
-            rest = [f"{card[f'average_{name}']:.3f}" for name in ("certified", "margin", "attacked")]
+            shares = card["robust_accuracy_worst"]
+            rest = [f"{card[f'average_{name}']:.3f}" for name in ("certified", "distance", "attacked")]
             rest.append(f"{100 * card['contradicted_fraction']:.1f}")
         assert said == [f"{100 * share:.2f}" for share in shares] + rest
     assert len(rows) == 18
@@ -105,10 +105,10 @@ def test_the_table_of_the_mnist_mlp_is_that_of_the_cards():
         card = read_json(ROOT / "runs" / "results" / "paper-mnist-mlp" / "cards" / f"mnist-mlp-{method}-seed0.json")
         paper = card["paper"]
         assert clean == f"{100 * card['clean_accuracy']:.2f} ({100 * paper['clean_accuracy']:.2f})"
-        pairs = zip(card["robust_accuracy"], paper["robust_accuracy"], strict=True)
+        pairs = zip(card["robust_accuracy_published"], paper["robust_accuracy_published"], strict=True)
         assert robust == [f"{100 * here:.1f} ({100 * there:.2f})" for here, there in pairs]
-        assert margin == f"{card['average_margin']:.2f} ({paper['average_margin']:.2f})"
-        assert worst == f"{100 * card['worst_case_accuracy'][-1]:.1f}"
+        assert margin == f"{card['average_distance']:.2f} ({paper['average_distance']:.2f})"
+        assert worst == f"{100 * card['robust_accuracy_worst'][-1]:.1f}"
         assert attacked == f"{card['average_attacked']:.2f}" and card["epochs"] == 200
     assert len(rows) == 5
 
@@ -118,14 +118,14 @@ def test_the_table_of_the_mnist_cnn_is_that_of_the_cards():
     for (method, *said), worst in zip(rows[::2], rows[1::2], strict=True):
         card = read_json(ROOT / "runs" / "results" / "paper-mnist-cnn" / "cards" / f"mnist-cnn-{method}-seed0.json")
         paper = card["paper"]
-        pairs = zip(card["robust_accuracy"], paper["robust_accuracy"], strict=True)
+        pairs = zip(card["robust_accuracy_published"], paper["robust_accuracy_published"], strict=True)
         assert said == [
             f"{100 * card['clean_accuracy']:.2f} ({100 * paper['clean_accuracy']:.2f})", "published",
             *(f"{100 * here:.1f} ({100 * there:.2f})" for here, there in pairs),
-            f"{card['logit_margin_quartiles'][1]:.1f}", f"{card['average_margin']:.2f} ({paper['average_margin']:.2f})",
-            f"{card['average_attacked']:.2f}",
+            f"{card['logit_margin_quartiles'][1]:.1f}",
+            f"{card['average_distance']:.2f} ({paper['average_distance']:.2f})", f"{card['average_attacked']:.2f}",
         ]  # fmt: skip
-        lowest = [f"{100 * share:.1f}" for share in card["worst_case_accuracy"]]
+        lowest = [f"{100 * share:.1f}" for share in card["robust_accuracy_worst"]]
         assert worst == ["", "", "worst case", *lowest, "", "", ""]
         assert card["epochs"] == 12 and card["n_attack"] == 200
     assert len(rows) == 6

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmargin.lab import files
+from jaxmargin.lab import files, provenance
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
@@ -40,7 +40,7 @@ def test_a_line_cut_off_while_being_written_is_left_out(tmp_path):
 
 
 def test_versions_name_everything_that_decides_a_number():
-    assert {"jax", "jaxlib", "flax", "optax", "numpy", "python", "jaxmargin"} == set(files.versions())
+    assert {"jax", "jaxlib", "flax", "optax", "numpy", "python", "jaxmargin"} == set(provenance.versions())
 
 
 @pytest.mark.parametrize(("last", "kept", "there"), [(2, [1, 2], True), (3, [1, 2], False), (0, [], False)])

@@ -1,43 +1,52 @@
 """What all entry points share: typed options from the command line, and one line on stderr for whatever goes wrong."""
 
 import contextlib
+import dataclasses
 import io
 import re
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import tyro
 from filelock import FileLock, Timeout
 
 from jaxmargin import checks
 from jaxmargin.lab import files
+from jaxmargin.lab.cards import SCHEMA
+from jaxmargin.lab.cells import Cell
+from jaxmargin.lab.publishing import Published
 from jaxmargin.lab.training import DivergedError
 
-__all__ = ["SETTINGS", "check_sizes", "claimed", "exit_code", "parse", "run_each", "stopped"]
+__all__ = [
+    "SETTINGS", "RunOptions", "check_seeds", "claimed", "exit_code", "overrides", "parse", "run_each", "stopped",
+]  # fmt: skip
 
 SETTINGS = "settings.json"
 
 Options = TypeVar("Options")
 
 
-class _Named(Protocol):
-    @property
-    def name(self) -> str: ...
+AnyCell = TypeVar("AnyCell", bound=Cell)
 
 
-class _Study(Protocol):
-    @property
-    def table(self) -> str: ...
+@dataclass(frozen=True)
+class RunOptions:
+    """Options of every study that runs cells."""
 
-    @property
-    def report(self) -> Path: ...
-
-
-AnyCell = TypeVar("AnyCell", bound=_Named)
+    seeds: tuple[int, ...] = (0,)
+    """Of initialisation, shuffling and sampling; every cell runs with each, and the table gives mean and deviation."""
+    minutes: float | None = None
+    """Stop after so many minutes, to be continued by the same command, here or where the workdir is copied to; longer
+    than an epoch, since what was under way is done again."""
+    workdir: str | None = None
+    """Folder for everything written; by default out/STUDY-<dataset>."""
+    data_dir: str | None = None
+    """Folder of prepared TFDS data sets; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
 
 
 def parse(options: type[Options], arguments: Sequence[str] | None, *, prog: str) -> Options:
@@ -93,7 +102,7 @@ def run_each(
     run_one: Callable[[AnyCell], Any],
     *,
     describe: Callable[[AnyCell], str],
-    publish: Callable[[Path], _Study],
+    publish: Callable[[Path], Published[Any]],
     workdir: Path,
 ) -> None:
     """Runs one cell after the other, publishes what is finished, and prints the table and the report's place.
@@ -116,28 +125,50 @@ def run_each(
         except DivergedError as error:
             diverged.append(error)
     if any((workdir / "cards").glob("*.json")):
-        study = publish(workdir)
-        print(f"{study.table}\nreport: {study.report}")
+        published = publish(workdir)
+        print(f"{published.table}\nreport: {published.report}")
     if diverged:
         raise diverged[0]
 
 
-def check_sizes(options: Any, counts: Sequence[str]) -> None:
-    """Refuses counts and seeds of a run that are none.
+def overrides(options: Any, cell: type) -> dict[str, Any]:
+    """The settings of a cell that the command line sets: the options that bear the name of one of its fields.
 
     Args:
-      options: with the attribute ``seeds``, and one for each count, None where the preset's holds.
-      counts: names of the counts.
+      options: the dataclass of options; None, and False for a switch, leaves a setting to the preset.
+      cell: the dataclass of the cell's settings.
+
+    Returns:
+      The settings by name, without those that are left to the preset.
 
     Raises:
-      ValueError: a count below 1, no seed, or a negative one.
+      ValueError: a count below 1, a seed below 0, or radii that are none.
     """
-    for name in counts:
-        if getattr(options, name) is not None:
-            checks.whole(name, getattr(options, name))
-    if not options.seeds:
+    kinds = {field.name: field.type for field in dataclasses.fields(cell)}
+    asked = {field.name: getattr(options, field.name) for field in dataclasses.fields(options) if field.name in kinds}
+    settings = {name: value for name, value in asked.items() if value is not None and value is not False}
+    for name, value in settings.items():
+        if kinds[name] is int:
+            checks.whole(name, value, least=0 if name == "seed" else 1)
+    if "epsilons" in settings and not settings["epsilons"]:
+        raise ValueError("epsilons is empty: pass at least one radius, such as --epsilons 0.5 1.0")
+    for epsilon in settings.get("epsilons", ()):
+        checks.positive("epsilons", epsilon)
+    return settings
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuses seeds that are none.
+
+    Args:
+      seeds: of a run.
+
+    Raises:
+      ValueError: no seed, or a negative one.
+    """
+    if not seeds:
         raise ValueError("seeds is empty: pass at least one, such as --seeds 0")
-    for seed in options.seeds:
+    for seed in seeds:
         checks.whole("seeds", seed, least=0)
 
 
@@ -147,7 +178,7 @@ def claimed(workdir: Path, settings: dict[str, Any]) -> Iterator[None]:
 
     Args:
       workdir: made if missing; settings that it has and the run has not are of no concern.
-      settings: in JSON's own types, by name; those of several cells by the cell's name.
+      settings: by name; those of several cells by the cell's name.
 
     Raises:
       ValueError: the workdir cannot be written, another process is at work in it, or what differs from its settings.
@@ -158,12 +189,18 @@ def claimed(workdir: Path, settings: dict[str, Any]) -> Iterator[None]:
             before = files.read_json(path) if path.exists() else {}
         except (OSError, ValueError) as error:
             raise _unusable(workdir, error) from None
-        if changes := sorted(set(_changes(settings, before))):
+        if before and before.get("schema") != SCHEMA:
+            raise ValueError(
+                f"workdir={str(workdir)!r} holds a run of an older version: python -m runs.results.convert"
+                f" {workdir}, or pass another --workdir"
+            )
+        now = files.plain({"schema": SCHEMA, **settings})
+        if changes := sorted(set(_changes(now, before))):
             raise ValueError(
                 f"workdir={str(workdir)!r} holds a run with other settings: {', '.join(changes)}; repeat its options or"
                 " pass another --workdir"
             )
-        files.write_json(path, settings)
+        files.write_json(path, now)
         yield
 
 

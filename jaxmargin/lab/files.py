@@ -4,9 +4,7 @@ import io
 import json
 import math
 import os
-import platform
 from collections.abc import Iterable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +12,11 @@ import jax
 import numpy as np
 
 __all__ = [
-    "append_record", "cut_records", "device_name", "plain", "read_json", "read_records", "versions", "write_arrays",
-    "write_bytes", "write_json", "write_records",
+    "Arrays", "Record", "append_record", "cut_records", "plain", "read_arrays", "read_json", "read_records",
+    "write_arrays", "write_bytes", "write_json", "write_records",
 ]  # fmt: skip
 
+Arrays = dict[str, np.ndarray]
 Record = dict[str, Any]
 
 
@@ -75,6 +74,12 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> Path:
     return write_bytes(path, buffer.getvalue())
 
 
+def read_arrays(path: Path) -> Arrays:
+    """Reads a .npz file into memory."""
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
 def append_record(path: Path, record: Record) -> None:
     """Adds one line to a .jsonl file.
 
@@ -127,18 +132,6 @@ def cut_records(path: Path, name: str, last: float) -> bool:
     records = [record for record in read_records(path) if record[name] <= last]
     write_records(path, records)
     return bool(records) and records[-1][name] == last
-
-
-def device_name() -> str:
-    """The device results come from, such as "cpu (x86_64, 2 cores)" or "NVIDIA H100 80GB HBM3"."""
-    device = jax.devices()[0]
-    return f"cpu ({platform.machine()}, {os.cpu_count()} cores)" if device.platform == "cpu" else device.device_kind
-
-
-def versions() -> dict[str, str]:
-    """Versions of everything that decides a number."""
-    packages = ("jaxmargin", "jax", "jaxlib", "flax", "optax", "numpy")
-    return {"python": platform.python_version(), **{package: metadata.version(package) for package in packages}}
 
 
 def _line(record: Record) -> str:

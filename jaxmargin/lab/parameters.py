@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmargin.lab import files
-from jaxmargin.lab.stages import read_arrays
 
 __all__ = ["read_params", "write_params"]
 
@@ -39,7 +38,7 @@ def read_params(path: Path, like: Any) -> Any:
     Raises:
       ValueError: the file holds other names or shapes.
     """
-    arrays, expected = read_arrays(path), dict(_named(like))
+    arrays, expected = files.read_arrays(path), dict(_named(like))
     if {name: array.shape for name, array in arrays.items()} != {name: leaf.shape for name, leaf in expected.items()}:
         raise ValueError(f"{path} holds the parameters of another network: remove it")
     return jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(arrays[name]) for name in expected])

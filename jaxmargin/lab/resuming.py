@@ -1,125 +1,124 @@
-"""Long work in pieces: training that goes on from its last checkpoint, and a clock that survives being cut."""
+"""Training that goes on from its last checkpoint, and logs each step once."""
 
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import NamedTuple
 
 import jax
+import optax
 from tqdm import tqdm
 
 from jaxmargin.lab import files
 from jaxmargin.lab.checkpoints import Checkpoints
-from jaxmargin.lab.training import DivergedError, TrainState, fit
+from jaxmargin.lab.files import Record
+from jaxmargin.lab.training import DivergedError, TrainState, fit, init_state, train_epoch
+from jaxmargin.lab.workspace import Workspace
+from jaxmargin.models import Model
+from jaxmargin.objectives import Objective
 
-__all__ = ["Stopwatch", "train"]
+__all__ = ["Training", "train"]
 
 _CHECKPOINT_SECONDS = 20.0
 
 
-class Stopwatch:
-    """Adds up the seconds of the stages of a run in seconds.json, over all the pieces it was cut into.
+class Training(NamedTuple):
+    """How a cell is trained, in calls of compiled code: epochs, or so many steps.
 
-    Args:
-      folder: where the file lies.
+    Attributes:
+      objective: what is minimised.
+      optimizer: an optax optimiser.
+      images: [n, *d] uint8 on the device.
+      labels: [n].
+      scale: images / scale is what the network reads.
+      batch_size: examples a step.
+      calls: how many calls.
+      keep: calls with a checkpoint of their own; others get one now and then.
+      record: (call, state after it) -> a line of metrics.jsonl, None where none is due.
+      counter: what in such a line rises from call to call, by ``stride``.
+      stride: see counter.
+      unit: what a call is called.
+      num_steps: steps of a call; None for those of an epoch.
+      augment: (key, image [*d]) -> image, drawn anew at each step; None for none.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "seconds.json"
-
-    def seconds(self) -> dict[str, float]:
-        """The seconds of each stage so far."""
-        return files.read_json(self._path) if self._path.exists() else {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Adds the time until the end of the ``with`` block to a stage.
-
-        Args:
-          name: of the stage.
-        """
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            seconds = self.seconds()
-            seconds[name] = round(seconds.get(name, 0.0) + time.monotonic() - start, 3)
-            files.write_json(self._path, seconds)
-
-    def timed(self, name: str, steps: Iterator[Any]) -> Iterator[Any]:
-        """The items of an iterator; only the time inside of it counts as the stage's.
-
-        Args:
-          name: of the stage.
-          steps: the iterator.
-
-        Yields:
-          Its items.
-        """
-        while True:
-            with self.stage(name):
-                item = next(steps, None)
-            if item is None:
-                return
-            yield item
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    images: jax.Array
+    labels: jax.Array
+    scale: float
+    batch_size: int
+    calls: int
+    keep: Collection[int]
+    record: Callable[[int, TrainState], Record | None]
+    counter: str = "epoch"
+    stride: int = 1
+    unit: str = "epoch"
+    num_steps: int | None = None
+    augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None
 
 
-def train(
-    epoch_fn: Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, jax.Array]],
-    state: TrainState,
-    images: jax.Array,
-    labels: jax.Array,
-    *,
-    epochs: int,
-    folder: Path,
-    label: str,
-    clock: Stopwatch,
-    keep: Collection[int],
-    resume: Callable[[int, TrainState], None],
-    record: Callable[[int, TrainState], None],
-    unit: str = "epoch",
-) -> TrainState:
-    """Trains to the last epoch from wherever an earlier run was cut.
+def train(how: Training, model: Model, key_init: jax.Array, key_train: jax.Array, work: Workspace) -> TrainState:
+    """Trains to the last call from wherever an earlier run was cut.
 
     Args:
-      epoch_fn: from ``train_epoch``; an epoch here is one call of it.
-      state: before the first epoch.
-      images: [n, *d] on the device.
-      labels: [n].
-      epochs: how many.
-      folder: gets checkpoints/.
-      label: names the run in messages and on the progress bar.
-      clock: gets the stage "train".
-      keep: epochs with a checkpoint of their own; others get one now and then.
-      resume: (epochs done, state), called once before the first epoch.
-      record: (epoch, state after it), called after each.
-      unit: what an epoch is called.
+      how: the training.
+      model: the network.
+      key_init: of its initial parameters.
+      key_train: of shuffling, dropout, augmentation and inner attacks.
+      work: gets checkpoints/, metrics.jsonl and the time of the stage "train".
 
     Returns:
-      The state after the last epoch.
+      The state after the last call.
 
     Raises:
       DivergedError: the loss is no longer finite; the message names the step and the last good checkpoint.
     """
-    with Checkpoints(folder / "checkpoints") as checkpoints:
+    epoch_fn = train_epoch(
+        model.apply, how.objective, how.optimizer, batch_size=how.batch_size, scale=how.scale,
+        num_steps=how.num_steps, augment=how.augment,
+    )  # fmt: skip
+    state = init_state(model.init(key_init), how.optimizer, key_train, len(how.labels))
+    with Checkpoints(work.folder / "checkpoints") as checkpoints:
         done = checkpoints.latest() or 0
         if done:
             state = checkpoints.restore(done, state)
-        resume(done, state)
-        saved = time.monotonic()
-        steps = fit(epoch_fn, state, images, labels, epochs=epochs, first=done + 1, unit=unit)
-        with tqdm(total=epochs, initial=done, desc=f"{label} training", unit=unit, leave=False) as bar:
-            try:
-                for epoch, state, _ in clock.timed("train", steps):
-                    if epoch in keep or time.monotonic() - saved > _CHECKPOINT_SECONDS:
-                        checkpoints.save(epoch, state)
-                        saved = time.monotonic()
-                    record(epoch, state)
-                    bar.update()
-            except DivergedError as error:
-                good = checkpoints.latest()
-                where = f"the last good checkpoint is {checkpoints.path(good)}" if good else "before any checkpoint"
-                error.args = (f"{label}: {error}; {where}; lower the learning rate or change the method",)
-                raise
+        # What was logged after the checkpoint comes again, and so does its own line where the cut came before that.
+        if not files.cut_records(work.metrics, how.counter, done * how.stride) and done:
+            _log(how, done, state, work)
+        try:
+            state = _fit(how, epoch_fn, state, done, checkpoints, work)
+        except DivergedError as error:
+            good = checkpoints.latest()
+            where = f"the last good checkpoint is {checkpoints.path(good)}" if good else "before any checkpoint"
+            error.args = (f"{work.label}: {error}; {where}; lower the learning rate or change the method",)
+            raise
     return state
+
+
+def _fit(
+    how: Training,
+    epoch_fn: Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, jax.Array]],
+    state: TrainState,
+    done: int,
+    checkpoints: Checkpoints,
+    work: Workspace,
+) -> TrainState:
+    """The calls that are left, with their checkpoints and lines; only the calls themselves are the stage's time."""
+    saved = time.monotonic()
+    calls = fit(epoch_fn, state, how.images, how.labels, epochs=how.calls, first=done + 1, unit=how.unit)
+    with tqdm(total=how.calls, initial=done, desc=f"{work.label} training", unit=how.unit, leave=False) as bar:
+        for _ in range(done, how.calls):
+            with work.timed("train"):
+                call, state, _ = next(calls)
+            if call in how.keep or time.monotonic() - saved > _CHECKPOINT_SECONDS:
+                checkpoints.save(call, state)
+                saved = time.monotonic()
+            _log(how, call, state, work)
+            bar.update()
+    return state
+
+
+def _log(how: Training, call: int, state: TrainState, work: Workspace) -> None:
+    line = how.record(call, state)
+    if line is not None:
+        files.append_record(work.metrics, line)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxmargin.lab.data.loading import scaled
 from jaxmargin.losses import cross_entropy
 from jaxmargin.models import BATCH
 from jaxmargin.objectives import Objective
@@ -191,7 +192,7 @@ def train_epoch(
             if augment is not None:
                 key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _APART)
                 chosen = jax.vmap(augment)(jax.random.split(key, batch_size), chosen)
-            batch = Batch(chosen / scale, labels[rows], weights[state.step % steps], rows)
+            batch = Batch(scaled(chosen, scale), labels[rows], weights[state.step % steps], rows)
             state, value = train_step(apply_fn, objective, optimizer, state, batch)
             return (state, order), value
 
@@ -217,7 +218,7 @@ def _refreshed(
     refresh = objective.refresh
 
     def one(example: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return refresh(lambda x: apply_fn(state.params, x, None), example[0] / scale, example[1])
+        return refresh(lambda x: apply_fn(state.params, x, None), scaled(example[0], scale), example[1])
 
     return state._replace(memory=jax.lax.map(one, (images, labels), batch_size=_EVALUATION_BATCH))
 
@@ -240,7 +241,7 @@ def evaluator(
     def evaluate(params: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
         def batch(rows: tuple[jax.Array, jax.Array]) -> jax.Array:
             index, weight = rows
-            logits = jax.vmap(functools.partial(apply_fn, params))(images[index] / scale)  # [b, c]
+            logits = jax.vmap(functools.partial(apply_fn, params))(scaled(images[index], scale))  # [b, c]
             loss = jax.vmap(cross_entropy)(logits, labels[index])
             wrong = jnp.argmax(logits, 1) != labels[index]
             return jnp.stack([jnp.sum(loss * weight), jnp.sum(wrong * weight)])

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import jaxmargin as jm
-from jaxmargin.lab.data.loading import Dataset, Split
+from jaxmargin.lab.data.loading import Dataset, Split, scaled
 from runs.case_study.front import Front, pareto_front, spaced
 from runs.case_study.svm import Direction, hard_margin_svm, linear_margins, mean_difference
 
@@ -73,7 +73,7 @@ def two_classes(dataset: Dataset, classes: tuple[int, int]) -> Task:
 
     def part(split: Split) -> tuple[Array, Array]:
         chosen = np.isin(split.labels, classes)
-        xs = np.asarray(split.images[chosen], np.float64).reshape(int(chosen.sum()), -1) / dataset.scale
+        xs = scaled(split.images[chosen], dataset.scale, np.float64).reshape(int(chosen.sum()), -1)
         return xs, np.where(split.labels[chosen] == second, 1.0, -1.0)
 
     return Task(*part(dataset.train), *part(dataset.test))

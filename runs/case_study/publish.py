@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxmargin.lab import files
+from jaxmargin.lab import files, provenance
+from jaxmargin.lab.cards import Stage, origin
 from jaxmargin.lab.figures import plots
 from jaxmargin.lab.report import page
 from jaxmargin.lab.report.page import Section
@@ -82,8 +83,14 @@ def arrays(result: Result) -> dict[str, np.ndarray]:
 
 def result_card(result: Result, seconds: float) -> dict[str, Any]:
     """What was measured, and with what."""
+    versions = provenance.versions() | {name: metadata.version(name) for name in ("daqp", "scikit-learn")}
+    stages: dict[str, Stage] = {
+        name: {"seconds": spent, "device": provenance.device_name(), "versions": versions}
+        for name, spent in result.seconds.items()
+    }
     return {
-        "study": "case_study",
+        **origin("case_study", stages),
+        "versions": versions,
         "n_train": len(result.task.train_ys),
         "n_test": len(result.task.test_ys),
         "methods": {
@@ -93,9 +100,7 @@ def result_card(result: Result, seconds: float) -> dict[str, Any]:
         "rows": claims.table(result),
         "claims": claims.claims(result),
         "residuals": result.residuals,
-        "device": files.device_name(),
-        "versions": files.versions() | {name: metadata.version(name) for name in ("daqp", "scikit-learn")},
-        "seconds": result.seconds | {"total": round(seconds, 3)},
+        "seconds": round(seconds, 3),
     }
 
 
@@ -103,7 +108,8 @@ def sections(result: Result, pictures: dict[str, tuple[Path, str]], card: dict[s
     """The report, from the claims to the settings."""
     rules = [{"method": METHODS[name].label, "step": step} for name, step in result.steps.items()]
     residuals = [{"residual": name, "value": value} for name, value in result.residuals.items()]
-    used = card["versions"] | {"device": card["device"]} | {f"{k}, seconds": v for k, v in card["seconds"].items()}
+    spent = {f"{name}, seconds": stage["seconds"] for name, stage in card["stages"].items()}
+    used = card["versions"] | {"device": card["device"]} | spent | {"total, seconds": card["seconds"]}
     return [
         Section("Classifiers", TABLE_NOTE, card["rows"]),
         Section("Claims and what was measured", "", card["claims"]),

@@ -11,23 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from jaxmargin import checks
-from jaxmargin.lab import command_line, data, files
+from jaxmargin.lab import cards, command_line, data
+from jaxmargin.lab.cells import run_cell
 from jaxmargin.lab.compilation import keep_compiled
-from runs.mma import presets
-from runs.mma.cell import ENSEMBLE, NETWORKS, RobustCell, kind_of
-from runs.mma.publish import publish_study
-from runs.mma.training import run_ensemble, run_robust_cell
+from runs.mma import presets, publish
+from runs.mma.cell import ENSEMBLE, NETWORKS, Cell, kind_of
+from runs.mma.ensemble import run_ensemble
+from runs.mma.stages import STUDY
 
 __all__ = ["Options", "main"]
 
-# Options that are counts and settings of a cell.
-_COUNTS = (
-    "steps", "attack_steps", "attack_points", "worst_case_steps", "nearest_steps", "points", "num_samples",
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
-class Options:
+class Options(command_line.RunOptions):
     """Trains one network with every method, follows the distances of test images, attacks, and reports."""
 
     dataset: str = "digits"
@@ -60,14 +56,6 @@ class Options:
     """Search the boundary as the authors' released code does, in mma."""
     bfloat16: bool = False
     """Compute the convolutions of the cifar10 network in bfloat16."""
-    seeds: tuple[int, ...] = (0,)
-    """Of initialisation, shuffling and sampling; every cell runs with each."""
-    minutes: float | None = None
-    """Stop after so many minutes, to be continued by the same command, here or where the workdir is copied to."""
-    workdir: str | None = None
-    """Folder for everything written; by default out/mma-<dataset>-<norm>."""
-    data_dir: str | None = None
-    """Folder of prepared TFDS data sets; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,26 +72,26 @@ def run(options: Options) -> None:
         cell.check(images)
     workdir = Path(options.workdir or f"out/mma-{options.dataset}-{options.norm}")
 
-    def run_one(cell: RobustCell) -> None:
+    def run_one(cell: Cell) -> None:
         if cell.method != ENSEMBLE:
-            run_robust_cell(cell, images, workdir, presets.published(cell.dataset, cell.norm, cell.method))
+            run_cell(STUDY, cell, images, workdir, presets.published(cell.dataset, cell.norm, cell.method))
             return
         members = [one for one in cells if kind_of(one.method)[0] == "pgd" and one.seed == cell.seed]
-        if missing := [one.method for one in members if not (workdir / "cards" / f"{one.name}.json").exists()]:
+        if missing := [one.method for one in members if not cards.path_of(workdir, one.name).exists()]:
             print(f"{cell.name}: left out, since {', '.join(missing)} diverged", file=sys.stderr)
         else:
             run_ensemble(cell, members, images, workdir)
 
     with command_line.claimed(workdir, _settings(options)):
-        command_line.run_each(cells, run_one, describe=describe, publish=publish_study, workdir=workdir)
+        command_line.run_each(cells, run_one, describe=describe, publish=publish.publish, workdir=workdir)
 
 
-def describe(cell: RobustCell) -> str:
+def describe(cell: Cell) -> str:
     """What makes a cell, in a few words."""
     return "its members vote" if cell.method == ENSEMBLE else f"{cell.steps:,} steps"
 
 
-def check(options: Options) -> list[RobustCell]:
+def check(options: Options) -> list[Cell]:
     """The cells to run, every option checked before any work; an ensemble comes after its members."""
     chosen = presets.methods(options.dataset, options.norm) if options.methods is None else options.methods
     if not chosen:
@@ -111,7 +99,7 @@ def check(options: Options) -> list[RobustCell]:
     kinds = {kind_of(method)[0] for method in chosen}
     if ENSEMBLE in kinds and "pgd" not in kinds:
         raise ValueError(f"methods has {ENSEMBLE} without a member: add some, such as pgd-1")
-    command_line.check_sizes(options, _COUNTS)
+    command_line.check_seeds(options.seeds)
     if options.learning_rate is not None:
         checks.positive("learning_rate", options.learning_rate)
     if options.model is not None:
@@ -120,17 +108,15 @@ def check(options: Options) -> list[RobustCell]:
     return [_cell(options, method, seed) for seed in options.seeds for method in ordered]
 
 
-def _cell(options: Options, method: str, seed: int) -> RobustCell:
-    changes: dict[str, Any] = {name: getattr(options, name) for name in _COUNTS}
-    changes |= {name: getattr(options, name) for name in ("model", "learning_rate")}
-    changes |= {name: getattr(options, name) or None for name in ("bfloat16", "reference")}
-    return presets.cell(options.dataset, options.norm, method, seed=seed, **changes)
+def _cell(options: Options, method: str, seed: int) -> Cell:
+    changes = command_line.overrides(options, Cell) | {"learning_rate": options.learning_rate}
+    return presets.cell(method=method, seed=seed, **changes)
 
 
 def _settings(options: Options) -> dict[str, Any]:
-    """The settings that all cells of a workdir share, in JSON's own types."""
+    """The settings that all cells of a workdir share."""
     settings = asdict(_cell(options, "std", 0))
-    return files.plain({name: value for name, value in settings.items() if name not in ("method", "seed")})
+    return {name: value for name, value in settings.items() if name not in ("method", "seed")}
 
 
 if __name__ == "__main__":

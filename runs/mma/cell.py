@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmargin import checks, models, objectives
+from jaxmargin.lab import cells
 from jaxmargin.lab.data.loading import Dataset
 from jaxmargin.lab.robustness import BOX
 from jaxmargin.lipschitz.sampling import default_chunk_size
@@ -16,7 +17,7 @@ from jaxmargin.models import Model
 from jaxmargin.norms import Norm, l2, linf
 from jaxmargin.objectives import Objective
 
-__all__ = ["ENSEMBLE", "NETWORKS", "NORMS", "RobustCell", "kind_of"]
+__all__ = ["ENSEMBLE", "NETWORKS", "NORMS", "Cell", "kind_of"]
 
 NETWORKS = ("lenet", "small-lenet", "wrn-28-4")
 NORMS: dict[str, Norm] = {"l2": l2, "linf": linf}
@@ -25,21 +26,15 @@ PLAIN, SIZED = ("std", "lcr", "amr"), ("pgd", "trades", "mma")
 ENSEMBLE = "pgd-ens"
 
 
-@dataclass(frozen=True)
-class RobustCell:
+@dataclass(frozen=True, kw_only=True)
+class Cell(cells.Cell):
     """All that decides the numbers of one cell."""
 
-    dataset: str
-    model: str
     norm: str
-    method: str
-    seed: int
     steps: int
-    batch_size: int
     optimizer: str
     learning_rates: tuple[tuple[int, float], ...]
     validation: int
-    attack_steps: int
     min_epsilon: float
     reference: bool
     trades_beta: float
@@ -49,13 +44,6 @@ class RobustCell:
     tau: float
     augment: bool
     bfloat16: bool
-    epsilons: tuple[float, ...]
-    attack_points: int
-    worst_case_steps: int
-    nearest_steps: int
-    points: int
-    num_samples: int
-    radius: float
 
     @property
     def name(self) -> str:
@@ -69,6 +57,7 @@ class RobustCell:
 
     def check(self, data: Dataset) -> None:
         """Refuses, before any work, settings that do not fit the data set or one another."""
+        super().check(data)
         checks.whole("steps", self.steps, least=10)
         if self.validation >= (n := len(data.train.labels)):
             raise ValueError(f"validation={self.validation} leaves none of the {n} training images of {data.name}")
@@ -78,8 +67,6 @@ class RobustCell:
         default_chunk_size(self.num_samples, data.train.images[0].size)
         if self.bfloat16 and self.model != "wrn-28-4":
             raise ValueError(f"bfloat16 is for wrn-28-4, not for {self.model}: leave it out")
-        if not all(near < far for near, far in zip(self.epsilons, self.epsilons[1:], strict=False)):
-            raise ValueError(f"epsilons={self.epsilons} must rise")
         if self.method != ENSEMBLE:
             self.build_objective()
 

@@ -8,7 +8,7 @@ with the coefficients that Wu and Yu give for a CNN, their tau of 10 in the text
 from typing import Any
 
 from jaxmargin import checks
-from runs.mma.cell import ENSEMBLE, NORMS, RobustCell, kind_of
+from runs.mma.cell import ENSEMBLE, NORMS, Cell, kind_of
 
 __all__ = ["DATASETS", "cell", "methods", "published"]
 
@@ -48,21 +48,21 @@ RADIUS = {
 # Mean minimum-norm l2 distances, wrong points 0, of the first 1000 test images; and what is known of linf, accuracies
 # at EPSILONS under PGD of 100 steps from ten starts.
 PUBLISHED: dict[tuple[str, str, str], dict[str, Any]] = {
-    ("mnist", "l2", "std"): dict(average_distance=1.57),
-    ("mnist", "l2", "pgd-1"): dict(average_distance=1.95),
-    ("mnist", "l2", "pgd-2"): dict(average_distance=2.32),
-    ("mnist", "l2", "mma-2"): dict(average_distance=2.15),
-    ("mnist", "l2", "mma-4"): dict(average_distance=2.67),
-    ("mnist", "l2", "mma-6"): dict(average_distance=2.76),
-    ("mnist", "linf", "mma-0.45"): dict(
-        clean_accuracy=0.989, robust_accuracy=(0.979, 0.960, 0.926, 0.852)
+    ("mnist", "l2", "std"): dict(average_nearest=1.57),
+    ("mnist", "l2", "pgd-1"): dict(average_nearest=1.95),
+    ("mnist", "l2", "pgd-2"): dict(average_nearest=2.32),
+    ("mnist", "l2", "mma-2"): dict(average_nearest=2.15),
+    ("mnist", "l2", "mma-4"): dict(average_nearest=2.67),
+    ("mnist", "l2", "mma-6"): dict(average_nearest=2.76),
+    ("mnist", "linf", "mma-0.45"): dict(clean_accuracy=0.989, robust_accuracy_published=(0.979, 0.960, 0.926, 0.852)),
+    ("cifar10", "l2", "std"): dict(average_nearest=0.09),
+    ("cifar10", "l2", "pgd-1"): dict(average_nearest=1.01),
+    ("cifar10", "l2", "mma-1"): dict(average_nearest=0.85),
+    ("cifar10", "l2", "mma-2"): dict(average_nearest=1.03),
+    ("cifar10", "l2", "mma-3"): dict(average_nearest=1.09),
+    ("cifar10", "linf", f"mma-{32 / 255:.5g}"): dict(
+        clean_accuracy=0.844, robust_accuracy_published=(None, 0.472, *[None] * 6)
     ),
-    ("cifar10", "l2", "std"): dict(average_distance=0.09),
-    ("cifar10", "l2", "pgd-1"): dict(average_distance=1.01),
-    ("cifar10", "l2", "mma-1"): dict(average_distance=0.85),
-    ("cifar10", "l2", "mma-2"): dict(average_distance=1.03),
-    ("cifar10", "l2", "mma-3"): dict(average_distance=1.09),
-    ("cifar10", "linf", f"mma-{32 / 255:.5g}"): dict(clean_accuracy=0.844, robust_accuracy=(None, 0.472, *[None] * 6)),
 }
 
 
@@ -85,7 +85,7 @@ def methods(dataset: str, norm: str) -> tuple[str, ...]:
     return ("std", "lcr", "amr", *pgd, ENSEMBLE, other, *(m for m in METHODS[dataset, norm] if m.startswith("mma")))
 
 
-def cell(dataset: str, norm: str, method: str, *, seed: int = 0, **changes: Any) -> RobustCell:
+def cell(dataset: str, norm: str, method: str, *, seed: int = 0, **changes: Any) -> Cell:
     """One cell of a study with the paper's settings.
 
     Args:
@@ -93,11 +93,11 @@ def cell(dataset: str, norm: str, method: str, *, seed: int = 0, **changes: Any)
       norm: "l2" or "linf".
       method: such as "mma-2".
       seed: of initialisation, shuffling and sampling.
-      **changes: fields of RobustCell to set otherwise, and ``learning_rate``, the first one, from which later ones fall
+      **changes: fields of Cell to set otherwise, and ``learning_rate``, the first one, from which later ones fall
         as the preset's do; None keeps the preset's.
 
     Returns:
-      RobustCell.
+      Cell.
 
     Raises:
       ValueError: an unknown name.
@@ -119,7 +119,7 @@ def cell(dataset: str, norm: str, method: str, *, seed: int = 0, **changes: Any)
     settings = preset | changed
     if place == ("mnist", "linf") and settings["trades_step_size"] is None:  # fewer steps go as far
         settings["trades_step_size"] = 0.01 * preset["attack_steps"] / settings["attack_steps"]
-    return RobustCell(dataset=dataset, norm=norm, method=method, seed=seed, **settings)
+    return Cell(dataset=dataset, norm=norm, method=method, seed=seed, **settings)
 
 
 def published(dataset: str, norm: str, method: str) -> dict[str, Any] | None:

@@ -1,19 +1,20 @@
 """The finished cells of an MMA study as tables, figures and one report, in the layout of Ding et al. (2020)."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from jaxmargin.lab import files
+from jaxmargin.lab.cards import devices, said
 from jaxmargin.lab.figures import plots
-from jaxmargin.lab.report.page import Section, csv_table, markdown_table, write_report
-from jaxmargin.lab.stages import Arrays, read_arrays
-from jaxmargin.lab.tables import Card, brackets, numbers
+from jaxmargin.lab.publishing import Finished, Picture, Published, read_finished, write
+from jaxmargin.lab.report.page import Section
+from jaxmargin.lab.tables import brackets
 from runs.mma import figures, tables, toy_classifier
 from runs.mma.cell import kind_of
+from runs.mma.stages import MmaCard
 
-__all__ = ["Study", "publish_study"]
+__all__ = ["publish"]
 
 _INTRODUCTION = """How far is each test image from the nearest input that is classified otherwise, and which training \
 moves that distance most? Adversarial training (pgd) and TRADES fix the size of the perturbations they train on. \
@@ -55,67 +56,36 @@ _ABOUT = {
 }
 
 
-class Study(NamedTuple):
-    """What ``publish_study`` wrote.
-
-    Attributes:
-      table: the table as Markdown.
-      report: the path of report.html.
-      figures: by kind ("robust", "spread", "line", "landscape"), the path and caption of each.
-      cards: the result cards, in the table's order.
-      gains: rows of the largest mma against each other method, see ``tables.gains``.
-    """
-
-    table: str
-    report: Path
-    figures: dict[str, tuple[Path, str]]
-    cards: list[Card]
-    gains: list[dict[str, str]]
-
-
-class _Cell(NamedTuple):
-    card: Card
-    arrays: Arrays
-
-
-def publish_study(workdir: Path) -> Study:
-    """Writes table.md, table.csv, figures and report.html from the finished cells of a workdir.
+def publish(workdir: Path) -> Published[MmaCard]:
+    """Writes table.md, table.csv, metrics.jsonl, figures and report.html from the finished cells of a workdir.
 
     Args:
-      workdir: with cards/ as ``run_robust_cell`` leaves them.
+      workdir: with cards/ as ``run_cell`` leaves them.
 
     Returns:
-      Study.
+      Published, its figures by kind ("robust", "spread", "line", "landscape").
 
     Raises:
       FileNotFoundError: no card is there.
     """
-    paths = list((workdir / "cards").glob("*.json"))
-    if not paths:
-        raise FileNotFoundError(f"{workdir}/cards holds no finished cell: run one first")
-    cells = [_Cell(files.read_json(path), read_arrays(path.with_suffix(".npz"))) for path in paths]
-    cells.sort(key=lambda cell: tables.place(cell.card))
+    cells = read_finished(workdir, tables.place)
     cards = [cell.card for cell in cells]
-    shown = markdown_table(tables.table(cards))
-    files.write_bytes(workdir / "table.md", (shown + "\n").encode())
-    files.write_bytes(workdir / "table.csv", csv_table(numbers(cards)).encode())
-    title = f"Margins under every training on {cards[0]['dataset']}, {cards[0]['norm']}"
-    gains = tables.gains(cards, [cell.arrays for cell in cells])
     figures = _figures(cells, workdir / "figures")
-    report = write_report(
-        workdir / "report.html", title=title, introduction=_INTRODUCTION, sections=_sections(cards, gains, figures)
-    )
-    return Study(shown, report, figures, cards, gains)
+    return write(
+        workdir, cells, table=tables.table(cards), figures=figures, introduction=_INTRODUCTION,
+        title=f"Margins under every training on {cards[0]['dataset']}, {cards[0]['norm']}",
+        sections=_sections(cells, figures),
+    )  # fmt: skip
 
 
-def _figures(cells: list[_Cell], folder: Path) -> dict[str, tuple[Path, str]]:
-    """Draws every figure, of the first seed; by kind, (path, caption)."""
+def _figures(cells: list[Finished[MmaCard]], folder: Path) -> dict[str, list[Picture]]:
+    """Draws every figure, of the first seed."""
     name = f"{cells[0].card['dataset']}, {cells[0].card['norm']}"
-    first: dict[str, _Cell] = {}
+    first: dict[str, Finished[MmaCard]] = {}
     for cell in cells:
         first.setdefault(cell.card["method"], cell)
     robust = {
-        method: ([0.0, *cell.card["epsilons"]], [cell.card["clean_accuracy"], *cell.card["robust_accuracy"]])
+        method: ([0.0, *cell.card["epsilons"]], [cell.card["clean_accuracy"], *cell.card["robust_accuracy_worst"]])
         for method, cell in first.items()
     }
     line = toy_classifier.measure(toy_classifier.loss, toy_classifier.classifier())
@@ -126,49 +96,48 @@ def _figures(cells: list[_Cell], folder: Path) -> dict[str, tuple[Path, str]]:
     }
     if planes := {method: cell for method, cell in _shown(first).items() if "plane_margin" in cell.arrays}:
         drawn["landscape"] = (_landscapes(planes, name), "The loss around the first test image that each gets right.")
-    return {kind: (plots.save(figure, folder / f"{kind}.png"), text) for kind, (figure, text) in drawn.items()}
+    return {kind: [(plots.save(figure, folder / f"{kind}.png"), text)] for kind, (figure, text) in drawn.items()}
 
 
-def _sections(cards: list[Card], gains: list[dict[str, str]], figures: dict[str, tuple[Path, str]]) -> list[Section]:
+def _sections(cells: list[Finished[MmaCard]], figures: dict[str, list[Picture]]) -> list[Section]:
+    cards = [cell.card for cell in cells]
+    gains = tables.gains(cards, [cell.arrays for cell in cells])
     return [
         Section("Table", _TABLE, tables.table(cards)),
         *([Section("Image by image", _GAINS, gains)] if gains else []),
         Section("Both papers on one network", _BOTH, brackets(cards)),
-        *(Section(*_ABOUT[kind], None, (figure,)) for kind, figure in figures.items()),
+        *(Section(*_ABOUT[kind], None, tuple(pictures)) for kind, pictures in figures.items()),
         Section("How these numbers were made", _settings(cards), tables.costs(cards)),
     ]
 
 
-def _shown(cells: dict[str, _Cell]) -> dict[str, _Cell]:
+def _shown(cells: dict[str, Finished[MmaCard]]) -> dict[str, Finished[MmaCard]]:
     """Standard training, and the largest pgd and mma: the figures compare these."""
     largest = {kind_of(method)[0]: method for method in cells}
     return {largest[kind]: cells[largest[kind]] for kind in ("std", "pgd", "mma") if kind in largest} or cells
 
 
-def _spread(cells: dict[str, _Cell], title: str) -> Any:
+def _spread(cells: dict[str, Finished[MmaCard]], title: str) -> Any:
     distances: dict[str, dict[str, np.ndarray]] = {}
     for method, cell in cells.items():
-        for share, values in zip(cell.arrays["moments"], cell.arrays["distance"], strict=True):
+        for share, values in zip(cell.arrays["moments"], cell.arrays["nearest"], strict=True):
             distances.setdefault(f"{share:.0%} of training", {})[method] = values
     sizes = {method: kind_of(method)[1] for method in cells}
     epsilons = {method: size for method, size in sizes.items() if np.isfinite(size)}
     return figures.margin_spread(distances, title=title, epsilons=epsilons)
 
 
-def _landscapes(cells: dict[str, _Cell], title: str) -> Any:
+def _landscapes(cells: dict[str, Finished[MmaCard]], title: str) -> Any:
     names = ("plane_ends", "plane_ends", "plane_loss", "plane_margin")
     grids: Any = {method: tuple(cell.arrays[name] for name in names) for method, cell in cells.items()}
     return figures.landscapes(grids, title=title)
 
 
-def _settings(cards: list[Card]) -> str:
+def _settings(cards: list[MmaCard]) -> str:
     card = cards[0]
-    devices = ", ".join(sorted({one["device"] for one in cards}))
-    seen = sorted({f"{name} {version}" for one in cards for name, version in one["versions"].items()})
-    versions = ", ".join(seen)
     rates = ", ".join(f"{rate:g} from step {first:,}" for first, rate in card["learning_rates"])
     return (
         f"{card['model']}, {card['n_train']:,} training and {card['n_test']:,} test images, batches of"
         f" {card['batch_size']}, {card['optimizer']} at rate {rates}; inner attacks of {card['attack_steps']} steps."
-        f" {devices}. {versions}."
+        f" {devices(cards)}. {said(one['versions'] for one in cards)}."
     )

@@ -1,20 +1,23 @@
 """The result cards of an MMA study as the rows of tables, and one training against another, image by image."""
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 
-from jaxmargin.lab.stages import Arrays
-from jaxmargin.lab.tables import Card, beside, seeds_share
+from jaxmargin.lab import tables
+from jaxmargin.lab.files import Arrays
+from jaxmargin.lab.tables import Row, beside, seeds_share
 from runs.mma.cell import ENSEMBLE, kind_of
+from runs.mma.stages import MmaCard
 
 __all__ = ["costs", "gains", "place", "table"]
 
 _KINDS = ("std", "lcr", "amr", "pgd", ENSEMBLE, "trades", "mma")
 
 
-def place(card: Card) -> tuple[int, float, int]:
+def place(card: MmaCard) -> tuple[int, float, int]:
     """Where a card stands in the tables: by kind of method, size and seed.
 
     Args:
@@ -27,7 +30,7 @@ def place(card: Card) -> tuple[int, float, int]:
     return _KINDS.index(kind), size, card["seed"]
 
 
-def table(cards: list[Card]) -> list[dict[str, str]]:
+def table(cards: Sequence[MmaCard]) -> list[Row]:
     """One row a method, accuracies in percent, the paper's numbers in brackets.
 
     Args:
@@ -40,7 +43,7 @@ def table(cards: list[Card]) -> list[dict[str, str]]:
     return seeds_share(cards, _row)
 
 
-def gains(cards: list[Card], arrays: list[Arrays]) -> list[dict[str, str]]:
+def gains(cards: Sequence[MmaCard], arrays: Sequence[Arrays]) -> list[Row]:
     """How much farther the largest mma puts the same images from the boundary than each other training does.
 
     Args:
@@ -55,7 +58,7 @@ def gains(cards: list[Card], arrays: list[Arrays]) -> list[dict[str, str]]:
     """
     distances: dict[str, dict[int, np.ndarray]] = {}
     for card, kept in zip(cards, arrays, strict=True):
-        distances.setdefault(card["method"], {})[card["seed"]] = kept["distance"][-1]
+        distances.setdefault(card["method"], {})[card["seed"]] = kept["nearest"][-1]
     largest = max((name for name in distances if kind_of(name)[0] == "mma"), key=kind_of, default=None)
     if largest is None:
         return []
@@ -70,7 +73,7 @@ def gains(cards: list[Card], arrays: list[Arrays]) -> list[dict[str, str]]:
     return rows
 
 
-def _gain(largest: str, differences: np.ndarray, several: bool) -> dict[str, str]:
+def _gain(largest: str, differences: np.ndarray, several: bool) -> Row:
     """What ``gains`` says of differences [s, n] of s seeds and n images."""
     images, means = differences.mean(0), differences.mean(1)
     row = {
@@ -83,44 +86,33 @@ def _gain(largest: str, differences: np.ndarray, several: bool) -> dict[str, str
     return row | ({"seeds": str(len(means)), "deviation over seeds": deviation} if several else {})
 
 
-def costs(cards: list[Card]) -> list[dict[str, Any]]:
-    """Sizes of the cells and the seconds of their stages.
-
-    Args:
-      cards: result cards.
-
-    Returns:
-      One row a card.
-    """
-    several = len({card["seed"] for card in cards}) > 1
-    keys = ["method", *(["seed"] if several else []), "steps", "n_attack"]
-    keys += ["worst_case_steps", "nearest_steps", "n_margin", "num_samples"]
-    return [
-        {key: card[key] for key in keys} | {f"{name} s": f"{value:.1f}" for name, value in card["seconds"].items()}
-        for card in cards
-    ]
+def costs(cards: Sequence[MmaCard]) -> list[dict[str, Any]]:
+    """Sizes of the cells and the seconds of their stages, one row a card; all of them are of one network."""
+    sizes = ["steps", "n_attack", "worst_case_steps", "nearest_steps", "n_margin", "num_samples"]
+    rows = tables.costs(cards, sizes)
+    return [{name: value for name, value in row.items() if name != "model"} for row in rows]
 
 
-def _row(cards: list[Card]) -> dict[str, str]:
+def _row(cards: list[MmaCard]) -> Row:
     card, paper = cards[0], cards[0]["paper"] or {}
-    published = paper.get("robust_accuracy") or [None] * len(card["epsilons"])
+    published = paper.get("robust_accuracy_published") or [None] * len(card["epsilons"])
 
     def percent(values: list[float], there: float | None = None) -> str:
         return beside([100 * value for value in values], None if there is None else 100 * there)
 
     row = {"method": card["method"], "clean %": percent(_all(cards, "clean_accuracy"), paper.get("clean_accuracy"))}
     for i, epsilon in enumerate(card["epsilons"]):
-        row[f"{epsilon:g} %"] = percent([one["robust_accuracy"][i] for one in cards], published[i])
+        row[f"{epsilon:g} %"] = percent([one["robust_accuracy_worst"][i] for one in cards], published[i])
     row["AvgAcc"] = percent(_all(cards, "average_accuracy"))
-    row["AvgRobAcc"] = percent(_all(cards, "average_robust_accuracy"))
-    found = [value for value in _all(cards, "average_distance") if value is not None]
-    there = paper.get("average_distance")
+    row["AvgRobAcc"] = percent(_all(cards, "average_robust_accuracy_worst"))
+    found = [value for value in _all(cards, "average_nearest") if value is not None]
+    there = paper.get("average_nearest")
     row["distance"] = beside(found, there, digits=3) if found else "–" + ("" if there is None else f" ({there:.2f})")
     row["not found"] = str(sum(_all(cards, "not_found")))
-    quartiles = zip(*_all(cards, "distance_quartiles"), strict=True)
+    quartiles = zip(*_all(cards, "nearest_quartiles"), strict=True)
     row["quartiles"] = ", ".join("infinite" if None in one else f"{np.mean(one):.3f}" for one in quartiles)
     return row
 
 
-def _all(cards: list[Card], name: str) -> list[Any]:
-    return [card[name] for card in cards]
+def _all(cards: list[MmaCard], name: str) -> list[Any]:
+    return [cast(dict[str, Any], card)[name] for card in cards]

@@ -12,19 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from jaxmargin import checks
-from jaxmargin.lab import command_line, data, files
+from jaxmargin.lab import command_line, data
+from jaxmargin.lab.cells import run_cell
 from jaxmargin.lab.compilation import keep_compiled
 from runs.paper import presets, publish
-from runs.paper.cell import METHODS, MODELS, Cell, run_cell
+from runs.paper.cell import METHODS, MODELS, Cell
+from runs.paper.stages import STUDY
 
 __all__ = ["Options", "main"]
 
-# Options that are counts and settings of a cell.
-_COUNTS = ("epochs", "num_samples", "points", "attack_points", "attack_steps", "worst_case_steps", "nearest_steps")
-
 
 @dataclass(frozen=True)
-class Options:
+class Options(command_line.RunOptions):
     """Trains {linear, mlp, cnn} with {std, lcr, amr}, follows minimum and average margins, attacks, and reports."""
 
     dataset: str = "digits"
@@ -49,17 +48,8 @@ class Options:
     """Steps of each attempt of the worst case; by default 100 (digits: 50)."""
     nearest_steps: int | None = None
     """Steps of each minimum-norm attack; by default 500 (digits: 200)."""
-    seeds: tuple[int, ...] = (0,)
-    """Of initialisation, shuffling and sampling; every cell runs with each, and the table gives mean and deviation."""
-    minutes: float | None = None
-    """Stop after so many minutes, to be continued by the same command, here or where the workdir is copied to; longer
-    than an epoch, since what was under way is done again."""
     preset: str = "released"
     """text (the words of the paper) or released (the configuration behind its numbers)."""
-    workdir: str | None = None
-    """Folder for everything written; by default out/paper-<dataset>."""
-    data_dir: str | None = None
-    """Folder of prepared TFDS data sets; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,7 +67,7 @@ def run(options: Options) -> None:
     workdir = Path(options.workdir or f"out/paper-{options.dataset}")
 
     def run_one(cell: Cell) -> None:
-        run_cell(cell, images, workdir, presets.published(cell.dataset, cell.model, cell.method))
+        run_cell(STUDY, cell, images, workdir, presets.published(cell.dataset, cell.model, cell.method))
 
     with command_line.claimed(workdir, settings(options)):
         command_line.run_each(cells, run_one, describe=describe, publish=publish.publish, workdir=workdir)
@@ -90,19 +80,15 @@ def check(options: Options) -> list[Cell]:
             raise ValueError(f"{name} is empty: choose from {', '.join(known)}")
         for value in chosen:
             checks.one_of(name, value, known)
-    command_line.check_sizes(options, _COUNTS)
-    if options.epsilons is not None and not options.epsilons:
-        raise ValueError("epsilons is empty: pass at least one radius, such as --epsilons 0.5 1.0")
-    for epsilon in options.epsilons or ():
-        checks.positive("epsilons", epsilon)
+    command_line.check_seeds(options.seeds)
     names = itertools.product(options.seeds, options.models, options.methods)
     return [_cell(options, model, method, seed) for seed, model, method in names]
 
 
 def settings(options: Options) -> dict[str, Any]:
-    """The settings of all the cells a workdir may hold, run or not and of any seed, in JSON's own types."""
+    """The settings of all the cells a workdir may hold, run or not and of any seed."""
     cells = {"-".join(name): asdict(_cell(options, *name)) for name in itertools.product(MODELS, METHODS)}
-    return files.plain({name: {k: v for k, v in cell.items() if k != "seed"} for name, cell in cells.items()})
+    return {name: {k: v for k, v in cell.items() if k != "seed"} for name, cell in cells.items()}
 
 
 def describe(cell: Cell) -> str:
@@ -112,8 +98,7 @@ def describe(cell: Cell) -> str:
 
 
 def _cell(options: Options, model: str, method: str, seed: int = 0) -> Cell:
-    changes: dict[str, Any] = {name: getattr(options, name) for name in ("epsilons", *_COUNTS)}
-    return presets.cell(options.dataset, model, method, preset=options.preset, seed=seed, **changes)
+    return presets.cell(model=model, method=method, seed=seed, **command_line.overrides(options, Cell))
 
 
 if __name__ == "__main__":

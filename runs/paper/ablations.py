@@ -6,18 +6,20 @@ started again with the same options.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from jaxmargin import checks
 from jaxmargin.lab import command_line, data, files
+from jaxmargin.lab.cards import origin
+from jaxmargin.lab.cells import run_cell
 from jaxmargin.lab.report.page import markdown_table
-from jaxmargin.lab.tables import Card
 from jaxmargin.lab.training import DivergedError
 from runs.paper import presets
-from runs.paper.cell import Cell, run_cell
+from runs.paper.cell import Cell
+from runs.paper.stages import STUDY, PaperCard
 
 __all__ = ["QUESTIONS", "Options", "main"]
 
@@ -42,9 +44,6 @@ QUESTIONS = {
         "none": dict(dropout=0.0), "first dense layer": dict(dropout=(0.5, 0.0)), "both": dict(dropout=0.5),
     }),
 }  # fmt: skip
-
-# Options that are sizes of a cell.
-_SIZES = ("epochs", "points", "num_samples", "attack_points", "attack_steps", "worst_case_steps", "nearest_steps")
 
 
 @dataclass(frozen=True)
@@ -86,21 +85,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(options: Options) -> None:
     """Runs every variant that is not finished, prints the ranking, and writes it as ranking.md."""
     checks.one_of("question", options.question, tuple(QUESTIONS))
-    for name in _SIZES:
-        checks.whole(name, getattr(options, name))
-    checks.whole("seed", options.seed, least=0)
+    sizes = command_line.overrides(options, Cell)
     question = QUESTIONS[options.question]
     images = data.load(question.dataset, data_dir=options.data_dir)
     workdir = Path(options.workdir or f"out/question-{options.question}")
     place = question.dataset, question.model, question.method
-    sizes: dict[str, Any] = {name: getattr(options, name) for name in _SIZES}
     cells = {
-        name: presets.cell(*place, preset="released", seed=options.seed, **(sizes | changes))
+        name: presets.cell(*place, preset="released", **(sizes | changes))
         for name, changes in question.variants.items()
     }
     for cell in cells.values():
         cell.check(images)
-    with command_line.claimed(workdir, files.plain({folder_of(name): asdict(cell) for name, cell in cells.items()})):
+    with command_line.claimed(workdir, {folder_of(name): asdict(cell) for name, cell in cells.items()}):
         cards = _answers(cells, images, workdir)
     attacked = min(options.attack_points, len(images.test.labels))
     sizes_said = (
@@ -109,17 +105,18 @@ def run(options: Options) -> None:
     )
     said = f"{markdown_table(ranking(cards, *place))}\n{sizes_said}\n"
     files.write_bytes(workdir / "ranking.md", said.encode())
+    files.write_json(workdir / "result.json", {**origin(STUDY.name, {}), "dataset": question.dataset})
     print(said)
 
 
-def _answers(cells: dict[str, Cell], images: data.Dataset, workdir: Path) -> dict[str, Card | None]:
+def _answers(cells: dict[str, Cell], images: data.Dataset, workdir: Path) -> dict[str, PaperCard | None]:
     """The card of every variant, None where it diverged."""
-    cards: dict[str, Card | None] = {}
+    cards: dict[str, PaperCard | None] = {}
     for number, (name, cell) in enumerate(cells.items(), 1):
         print(f"[{number}/{len(cells)}] {name}", file=sys.stderr)
         paper = presets.published(cell.dataset, cell.model, cell.method)
         try:
-            cards[name] = run_cell(cell, images, workdir / folder_of(name), paper)
+            cards[name] = run_cell(STUDY, cell, images, workdir / folder_of(name), paper)
         except DivergedError as error:  # an answer too
             print(f"{name}: {error}", file=sys.stderr)
             cards[name] = None
@@ -131,7 +128,7 @@ def folder_of(variant: str) -> str:
     return variant.replace(", ", "-").replace(" ", "-")
 
 
-def ranking(cards: dict[str, Card | None], dataset: str, model: str, method: str) -> list[dict[str, str]]:
+def ranking(cards: dict[str, PaperCard | None], dataset: str, model: str, method: str) -> list[dict[str, str]]:
     """One row a variant, the nearest to the paper's row first, and that row; variants that diverged (None) come last.
 
     The distance is the mean, over clean accuracy and the robust accuracies, of the difference in percentage points.
@@ -139,23 +136,22 @@ def ranking(cards: dict[str, Card | None], dataset: str, model: str, method: str
     paper: Any = presets.published(dataset, model, method)
     epochs = presets.cell(dataset, model, method, preset="released").epochs
 
-    def distance(card: Card) -> float:
-        here = [card["clean_accuracy"], *card["robust_accuracy"]]
-        there = [paper["clean_accuracy"], *paper["robust_accuracy"]]
-        return 100 * sum(abs(a - b) for a, b in zip(here, there, strict=True)) / len(here)
+    def distance(card: PaperCard) -> float:
+        here: list[float] = [card["clean_accuracy"], *card["robust_accuracy_published"]]
+        there = [paper["clean_accuracy"], *paper["robust_accuracy_published"]]
+        return 100 * float(sum(abs(a - b) for a, b in zip(here, there, strict=True))) / len(here)
 
-    def row(name: str, card: dict[str, Any], away: str) -> dict[str, str]:
-        robust = zip(card["epsilons"], card["robust_accuracy"], strict=True)
-        worst = [f"{100 * value:.2f}" for value in card.get("worst_case_accuracy", ())]  # the paper has none
+    def row(name: str, card: Mapping[str, Any], away: str) -> dict[str, str]:
+        robust = zip(card["epsilons"], card["robust_accuracy_published"], strict=True)
+        worst = [f"{100 * value:.2f}" for value in card.get("robust_accuracy_worst", ())]  # the paper has none
         return {
             "variant": name, "clean %": f"{100 * card['clean_accuracy']:.2f}",
             **{f"published {epsilon:g} %": f"{100 * value:.2f}" for epsilon, value in robust},
             f"worst case {card['epsilons'][-1]:g} %": worst[-1] if worst else "",
-            "average margin": f"{card['average_margin']:.3f}", "points from the paper": away,
+            "average distance": f"{card['average_distance']:.3f}", "points from the paper": away,
         }  # fmt: skip
 
     finished = sorted((distance(card), name) for name, card in cards.items() if card is not None)
-    rows = [row(name, cards[name] or {}, f"{away:.2f}") for away, name in finished]
+    rows = [row(name, cast(Any, cards[name]), f"{away:.2f}") for away, name in finished]
     diverged = [{"variant": f"{name}: diverged"} for name, card in cards.items() if card is None]
     return [*rows, *diverged, row(f"paper, {epochs} epochs", paper, "")]
-

@@ -1,33 +1,51 @@
 """What was really measured, beside the papers: ``python -m runs.results out/paper-mnist out/case-study-mnist``.
 
 The results of the workdirs given are taken over into the results folder, one folder a workdir; then its figures and its
-README.md are made anew from everything that lies there. Nothing in it is typed by hand.
+README.md are made anew from everything that lies there. Nothing in it is typed by hand. The words are those of each
+study: cards name the folder below runs/ whose ``comparison`` knows them.
 """
 
-import dataclasses
+import importlib
 import sys
-from collections import defaultdict
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol, cast
 
 import tyro
 
-from jaxmargin.lab import command_line, files
+from jaxmargin.lab import cards, command_line, files
 from jaxmargin.lab.report.page import markdown_table
-from runs.mma.cell import RobustCell
-from runs.paper.cell import Cell
-from runs.results import comparison
 
-__all__ = ["Options", "main"]
+__all__ = ["Comparison", "Options", "main"]
 
-# What is kept of a workdir, cards last: points and metrics of cells, a case study's figures and result, a question's
-# ranking.
+# What is kept of a workdir, cards last: points and metrics of cells, figures and result of a study without cells, a
+# question's ranking.
 KEPT = (
     "cards/*.npz", "cells/*/metrics.jsonl", "*.png", "result.json", "*/cards/*.npz", "*/cards/*.json", "ranking.md",
     "cards/*.json",
 )  # fmt: skip
+CARDS = ("cards/*.json", "*/cards/*.json", "result.json")
+RUNS = Path(__file__).parents[1]
+
+
+class Comparison(Protocol):
+    """What the module ``comparison`` of a study has."""
+
+    NOTE: str  # what a reader must know of all its folders
+
+    @staticmethod
+    def section(folder: Path) -> list[str]:
+        """The paragraphs on a folder of results."""
+
+    @staticmethod
+    def summary(folder: Path) -> dict[str, str]:
+        """Its row of the table of contents."""
+
+    @staticmethod
+    def settings(folder: Path) -> dict[str, dict[str, list[Any]]]:
+        """What must agree with the settings of a workdir that is taken over, by name."""
 
 
 @dataclass(frozen=True)
@@ -56,53 +74,51 @@ def run(options: Options) -> None:
         check(workdir, folder)
     for folder, workdir in workdirs.items():
         take_over(workdir, folder)
-    folders = sorted(path for path in results.glob("*") if comparison.kind(path))
-    if not folders:
+    found = {folder: study for folder in sorted(results.glob("*")) if (study := comparison_of(folder))}
+    if not found:
         raise ValueError(f"results={str(results)!r} holds no results: pass a finished workdir")
-    sections = [comparison.section(folder) for folder in folders]
-    contents = markdown_table([comparison.summary(folder) for folder in folders]) + "\n"
-    print(files.write_bytes(results / "README.md", "\n".join([INTRODUCTION, contents, *sections]).encode()))
+    contents = markdown_table([link(folder) | study.summary(folder) for folder, study in found.items()]) + "\n"
+    sections = [section(folder, study) for folder, study in found.items()]
+    text = "\n".join([introduction([*found.values()]), contents, *sections])
+    print(files.write_bytes(results / "README.md", text.encode()))
+
+
+def comparison_of(folder: Path) -> Comparison | None:
+    """The comparison of the study whose results a folder holds; None where nothing is finished."""
+    for path in (path for pattern in CARDS for path in sorted(folder.glob(pattern))):
+        known = sorted(path.parent.name for path in RUNS.glob("*/comparison.py"))
+        if (name := cards.read(path)["study"]) not in known:
+            raise ValueError(f"{path} is of the study {name!r}: there is {', '.join(known)}")
+        return cast(Comparison, importlib.import_module(f"runs.{name}.comparison"))
+    return None
+
+
+def link(folder: Path) -> dict[str, str]:
+    """The first cell of a folder's row."""
+    return {"folder": f"[{folder.name}](#{folder.name})"}
+
+
+def section(folder: Path, study: Comparison) -> str:
+    """One folder of results as Markdown under a heading with its name."""
+    return "\n\n".join(part.strip() for part in [f"## {folder.name}", *study.section(folder)]) + "\n"
 
 
 def check(workdir: Path, folder: Path) -> None:
     """Refuses a workdir without results, the results folder itself, and other settings than those in the folder."""
-    if comparison.kind(workdir) is None:
+    if (study := comparison_of(workdir)) is None:
         raise ValueError(
             f"workdirs={str(workdir)!r} holds no finished result: pass a workdir of runs.paper, runs.case_study,"
             " runs.ablations or runs.mma"
         )
     if folder.exists() and folder.samefile(workdir):
         raise ValueError(f"workdirs={str(workdir)!r} is in the results already: pass none to write their README anew")
-    there = settings(folder)
-    for name, here in settings(workdir).items():
-        if changed := sorted(key for key, value in here.items() if there.get(name, here).get(key) != value):
+    there = study.settings(folder)
+    for name, here in study.settings(workdir).items():
+        if changed := sorted(key for key, value in here.items() if there.get(name, here).get(key, value) != value):
             raise ValueError(
                 f"workdirs={str(workdir)!r}: {name} has another {changed[0]} than in {folder}: rename the workdir, or"
                 " remove that folder"
             )
-
-
-def settings(folder: Path) -> dict[str, dict[str, list[Any]]]:
-    """What must agree for results to lie in one folder.
-
-    That is all of a cell of the table but its seed, all of an MMA study but method and seed, and the classes and epochs
-    of a case study, whose steps follow from the images, to the processor's rounding.
-    """
-    found: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
-    for path in folder.glob("**/cards/*.json"):
-        card, place = files.read_json(path), path.parent.parent.relative_to(folder).as_posix()
-        study = "norm" in card
-        name = f"{place}: {'the study' if study else card['model'] + '-' + card['method']}"
-        free = {"seed", "method"} if study else {"seed"} if place == "." else set()
-        for field in dataclasses.fields(RobustCell if study else Cell):
-            values = found[name][field.name]
-            if field.name not in free and card.get(field.name) not in values:
-                values.append(card.get(field.name))
-    if (folder / "result.json").exists():
-        card = files.read_json(folder / "result.json")
-        epochs = {name: method["epochs"] for name, method in card["methods"].items()}
-        found["the case study"] = {"dataset": [card["dataset"]], "classes": [card["classes"]], "epochs": [epochs]}
-    return found
 
 
 def take_over(workdir: Path, folder: Path) -> None:
@@ -114,16 +130,18 @@ def take_over(workdir: Path, folder: Path) -> None:
                 files.write_bytes(folder / path.relative_to(workdir), path.read_bytes())
 
 
-INTRODUCTION = f"""# Measured
+def introduction(studies: Sequence[Comparison]) -> str:
+    """What stands above all of it, with a paragraph of each study."""
+    notes = [textwrap.fill(" ".join(note.split()), 120) for note in dict.fromkeys(study.NOTE for study in studies)]
+    return "\n\n".join([_INTRODUCTION, *notes]) + "\n"
 
-Written by `python -m runs.results` from the files in this folder. Numbers in brackets are those of the paper, Table 1
-of Wu and Yu (2019) or, in the folders named mma, Ding et al. (2020), and what "the paper" is said to show are its
-claims, to be compared with the figure below. A column such as "published 0.5 %" is the accuracy in percent under the
-published attack of radius 0.5. Allowed are differences from the paper of {comparison.CLEAN["mnist"]:g} point of clean
-accuracy on MNIST and of {comparison.CLEAN["cifar10"]:g} on CIFAR-10, of {comparison.ROBUST:g} points of accuracy under
-attack, and of {100 * comparison.MARGIN:g} % of the average margin. Every card (`*/cards/*.json`) says its versions,
-seconds, settings, seed and sizes, and the device that finished it; the `.npz` beside it holds the points.
-"""
+
+_INTRODUCTION = """# Measured
+
+Written by `python -m runs.results` from the files in this folder. Numbers in brackets are those of the paper, and what
+"the paper" is said to show are its claims, to be compared with the figure below. Every card (`*/cards/*.json`) says its
+study, commit, versions, settings, seed and sizes, and of every stage the seconds and the device; the `.npz` beside it
+holds the points. A margin is signed, a distance is not."""
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -26,19 +26,22 @@ import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import jax
 import numpy as np
 
 from jaxmargin import checks
 
-__all__ = ["Dataset", "Split", "load", "margin_points", "spread_points"]
+__all__ = ["Dataset", "Split", "load", "margin_points", "scaled", "spread_points"]
+
+Pixels = TypeVar("Pixels", np.ndarray, jax.Array)
 
 
 class Split(NamedTuple):
     """One half of a data set, in the order of the official files."""
 
-    images: np.ndarray  # uint8 [n, h, w, c]; images / scale lies in [0, 1]
+    images: np.ndarray  # uint8 [n, h, w, c]
     labels: np.ndarray  # int32 [n]
 
 
@@ -49,7 +52,38 @@ class Dataset(NamedTuple):
     train: Split
     test: Split
     num_classes: int
-    scale: float  # the largest pixel value: images / scale lies in [0, 1]
+    scale: float  # the largest pixel value
+
+    def inputs(self, split: str, chosen: slice | np.ndarray = slice(None)) -> tuple[np.ndarray, np.ndarray]:
+        """What a classifier reads, and the classes.
+
+        Args:
+          split: "train" or "test".
+          chosen: which of its examples.
+
+        Returns:
+          float32 inputs [n, h, w, c] in [0, 1], labels [n].
+        """
+        images, labels = getattr(self, split)
+        return scaled(images[chosen], self.scale), np.asarray(labels[chosen])
+
+
+def scaled(images: Pixels, scale: float, dtype: Any = np.float32) -> Pixels:
+    """Pixels as what a network reads: the one place that scales images, on the host or inside of jit.
+
+    Args:
+      images: uint8 [..., h, w, c].
+      scale: the largest pixel value.
+      dtype: of the result.
+
+    Returns:
+      Of the same shape, in [0, 1].
+
+    Example:
+      >>> scaled(np.array([0, 4, 16], np.uint8), 16.0)
+      array([0.  , 0.25, 1.  ], dtype=float32)
+    """
+    return images.astype(dtype) / scale
 
 
 _SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}

@@ -2,7 +2,6 @@
 
 import functools
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,16 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxmargin.batching.measurement import Measurement, over_batch
-from jaxmargin.lab.files import write_arrays
+from jaxmargin.lab.files import Arrays, read_arrays, write_arrays
+from jaxmargin.types import ApplyFn, Measure
 
-__all__ = ["lifted", "measure", "read_arrays"]
-
-Arrays = dict[str, np.ndarray]
+__all__ = ["lifted", "measure"]
 
 _SAVE_SECONDS = 30.0
 
 
 @functools.lru_cache(maxsize=64)
-def lifted(measure: Callable, apply_fn: Callable, **options: Any) -> Measurement:
+def lifted(measure: Measure[Any], apply_fn: ApplyFn, **options: Any) -> Measurement:
     """``over_batch``, but the same Measurement for the same arguments: cells of one network compile it once.
 
     Args:
@@ -88,12 +86,6 @@ def measure(
     write_arrays(path, result)
     part.unlink(missing_ok=True)
     return result
-
-
-def read_arrays(path: Path) -> Arrays:
-    """Reads a .npz file into memory."""
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
 
 
 def _fields(result: Any, chosen: tuple[str, ...] | None) -> Arrays:

@@ -1,0 +1,116 @@
+"""The finished cells of a workdir as table.md, table.csv, metrics.jsonl and one report, whatever the study."""
+
+import urllib.parse
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from jaxmargin.lab import cards, files, tables
+from jaxmargin.lab.cards import Card
+from jaxmargin.lab.files import Arrays, Record
+from jaxmargin.lab.report.page import Section, csv_table, markdown_table, write_report
+
+__all__ = ["Finished", "Picture", "Published", "image", "read_finished", "write"]
+
+Picture = tuple[Path, str]  # of a PNG, and its caption
+AnyCard = TypeVar("AnyCard", bound=Card)
+
+
+class Finished(NamedTuple, Generic[AnyCard]):
+    """One finished cell.
+
+    Attributes:
+      card: its result card.
+      arrays: its points.
+      records: the lines of its metrics.jsonl, none where it was not trained itself.
+    """
+
+    card: AnyCard
+    arrays: Arrays
+    records: list[Record]
+
+
+class Published(NamedTuple, Generic[AnyCard]):
+    """What was written.
+
+    Attributes:
+      table: the table as Markdown.
+      report: the path of report.html.
+      figures: the pictures by kind.
+      cells: in the table's order.
+    """
+
+    table: str
+    report: Path
+    figures: dict[str, list[Picture]]
+    cells: list[Finished[AnyCard]]
+
+    @property
+    def cards(self) -> list[AnyCard]:
+        """The result cards, in the table's order."""
+        return [cell.card for cell in self.cells]
+
+
+def read_finished(workdir: Path, place: Callable[[AnyCard], Any]) -> list[Finished[AnyCard]]:
+    """Reads the finished cells of a workdir.
+
+    Args:
+      workdir: with cards/ and cells/ as ``run_cell`` leaves them.
+      place: what their cards are sorted by.
+
+    Returns:
+      The cells, sorted.
+
+    Raises:
+      FileNotFoundError: no card is there.
+      ValueError: cards of another schema.
+    """
+    paths = list((workdir / "cards").glob("*.json"))
+    if not paths:
+        raise FileNotFoundError(f"{workdir}/cards holds no finished cell: run one first")
+    cells = [
+        Finished(
+            cards.read(path),
+            files.read_arrays(path.with_suffix(".npz")),
+            files.read_records(workdir / "cells" / path.stem / "metrics.jsonl"),
+        )
+        for path in paths
+    ]
+    return sorted(cells, key=lambda cell: place(cell.card))
+
+
+def write(
+    workdir: Path,
+    cells: list[Finished[AnyCard]],
+    *,
+    table: Sequence[Mapping[str, Any]],
+    figures: dict[str, list[Picture]],
+    title: str,
+    introduction: str,
+    sections: Sequence[Section],
+) -> Published[AnyCard]:
+    """Writes table.md, table.csv, metrics.jsonl and report.html.
+
+    Args:
+      workdir: where.
+      cells: finished ones, in the table's order.
+      table: rows of formatted cells.
+      figures: the pictures by kind.
+      title: of the report.
+      introduction: its first paragraphs.
+      sections: of the report.
+
+    Returns:
+      Published.
+    """
+    shown = markdown_table(table)
+    files.write_bytes(workdir / "table.md", (shown + "\n").encode())
+    files.write_bytes(workdir / "table.csv", csv_table(tables.numbers([cell.card for cell in cells])).encode())
+    files.write_records(workdir / "metrics.jsonl", [record for cell in cells for record in cell.records])
+    report = write_report(workdir / "report.html", title=title, introduction=introduction, sections=sections)
+    return Published(shown, report, figures, cells)
+
+
+def image(folder: Path, path: Path, caption: str) -> str:
+    """A picture in Markdown, for a page beside the folder that it lies in."""
+    return f"![{caption}]({urllib.parse.quote(path.relative_to(folder.parent).as_posix())})"
