@@ -105,6 +105,7 @@ def test_a_case_study_and_a_question_have_their_sections(workdir, tmp_path, caps
     assert case_study.main(arguments) == 0
     shutil.copytree(workdir, question / "beta-0.001")
     files.write_bytes(question / "ranking.md", b"| variant |\n|---|\n| beta 0.001 |\n")
+    files.write_json(question / "result.json", cards.origin("paper", {}) | {"dataset": "mnist"})
     capsys.readouterr()
     assert collect(capsys, folder, study, question) == (0, "")
     text = (folder / "README.md").read_text()
@@ -197,26 +198,29 @@ def test_converting_changes_names_only_and_only_once(made, tmp_path):
         (cell / name).unlink()
     shutil.move(cell / "measures", cell / "before")
     for file in (cell / "before").iterdir():
-        shutil.move(file, cell / file.name)
+        shutil.move(file, cell / file.name.replace("published", "attack").replace("worst_case", "worst"))
     files.write_json(cell / "seconds.json", {"attack": 1.5})
     files.write_json(old / "settings.json", {"epochs": 2})
+    question = shutil.copytree(old, tmp_path / "question" / "beta-0.001").parent
+    files.write_bytes(question / "ranking.md", b"| variant | average margin |\n")
 
     assert (convert(old), convert(old)) == (1, 0)
     now = files.read_json(path)
     where = {"device": None, "versions": None}
     assert now.pop("stages") == {"published": {"seconds": 1.5} | where, "train": {"seconds": 2.0} | where}
     assert now["commit"] is None and now["paper"].pop("robust_accuracy_published") == [0.5]
-    changed = {"stages", "commit"}
-    assert {k: v for k, v in now.items() if k != "commit"} == {
-        name: {k: v for k, v in value.items() if k != "robust_accuracy_published"} if name == "paper" else value
-        for name, value in card.items()
-        if name not in changed
-    }
+    expected = {name: value for name, value in card.items() if name != "stages"} | {"commit": None}
+    expected["paper"] = {name: value for name, value in paper.items() if name != "robust_accuracy_published"}
+    assert now == expected
     assert (cell / "metrics.jsonl").read_text() == text
     for name, array in files.read_arrays(path.with_suffix(".npz")).items():
         assert array.tobytes() == points[name].tobytes()
+    assert (convert(question), convert(question)) == (1, 0)
+    assert (question / "ranking.md").read_text() == "| variant | average distance |\n"
+    result = files.read_json(question / "result.json")
+    assert (result["study"], result["dataset"], result["commit"]) == ("paper", "mnist", None)
     kept = {file.name for file in (made / "cells" / cell.name / "measures").iterdir()}
-    assert kept - {file.name for file in (cell / "measures").iterdir()} == {"published.npz"}  # a stage's name now
+    assert kept == {file.name for file in (cell / "measures").iterdir()}
     assert files.read_json(old / "settings.json") == {"schema": 2, "epochs": 2}
 
 

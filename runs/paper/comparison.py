@@ -6,7 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any, cast
 
-from jaxmargin.lab import cards, files, publishing, tables
+from jaxmargin.lab import cards, publishing, tables
 from jaxmargin.lab.report.page import markdown_table
 from jaxmargin.lab.tables import Row
 from runs.paper import presets
@@ -60,7 +60,7 @@ def summary(folder: Path) -> dict[str, str]:
     epochs = sorted({card["epochs"] for card in found})
     return {
         "what": "a setting that the paper leaves open" if question else "Table 1, Figures 2 and 4 to 7",
-        "data": found[0]["dataset"] if found else files.read_json(folder / "result.json")["dataset"],
+        "data": cards.read(folder / "result.json")["dataset"] if question else found[0]["dataset"],
         "networks": ", ".join(sorted({card["model"] for card in found})),
         "trainings": str(len(found)),
         "each of": " or ".join(f"{n:,} epochs" for n in epochs),

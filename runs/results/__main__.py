@@ -26,7 +26,7 @@ KEPT = (
     "cards/*.npz", "cells/*/metrics.jsonl", "*.png", "result.json", "*/cards/*.npz", "*/cards/*.json", "ranking.md",
     "cards/*.json",
 )  # fmt: skip
-CARDS = ("cards/*.json", "*/cards/*.json", "result.json")
+CARDS = ("cards/*.json", "result.json")  # of cells, or of a study without cells of its own
 RUNS = Path(__file__).parents[1]
 
 

@@ -75,6 +75,8 @@ def convert(folder: Path) -> int:
     for path in folder.rglob("ranking.md"):
         said = path.read_text().replace("| average margin |", "| average distance |")
         files.write_bytes(path, said.encode())
+        if not path.with_name("result.json").exists():  # which says of what study a folder is
+            files.write_json(path.with_name("result.json"), _question(path.parent))
     return len(old)
 
 
@@ -96,6 +98,13 @@ def _card(card: dict[str, Any]) -> dict[str, Any]:
     unknown = {"average_margin": None} if study == "mma" else {}
     head = {"study": study, "schema": SCHEMA, "commit": None, "device": device, "versions": versions}
     return head | {"stages": _stages(spent)} | {k: v for k, v in rest.items() if k != "study"} | unknown | total
+
+
+def _question(folder: Path) -> dict[str, Any]:
+    """The card of the question that a folder answers; all variants have one data set, unknown where all diverged."""
+    data = [files.read_json(path)["dataset"] for path in sorted(folder.glob("*/cards/*.json"))]
+    unknown = {"commit": None, "device": None, "versions": None}
+    return {"study": "paper", "schema": SCHEMA, **unknown, "stages": {}, "dataset": data[0] if data else None}
 
 
 def _stages(seconds: Mapping[str, float]) -> dict[str, Any]:
