@@ -299,7 +299,7 @@ def test_seeds_share_a_row(straight):
     other |= {"nearest_quartiles": [0.0, 1.0, None], "not_found": 40}
     (alone,), (row,) = robust_tables.table([card]), robust_tables.table([card, other])
     assert row["clean %"] == f"{100 * card['clean_accuracy'] - 1:.2f} ± 1.41" and row["seeds"] == "2"
-    assert row["distance"] == alone["distance"] and "seeds" not in alone and "±" not in alone["clean %"]
+    assert row["nearest"] == alone["nearest"] and "seeds" not in alone and "±" not in alone["clean %"]
     assert row["not found"] == str(40 + card["not_found"]) and row["quartiles"].endswith("infinite")
 
 

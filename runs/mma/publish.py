@@ -24,7 +24,7 @@ Here all of them train one network, and all are measured alike."""
 
 _TABLE = """Accuracy in percent: clean on all test images, and at each epsilon in the worst case over minimum-norm \
 attacks and auto-PGD with three losses that cannot saturate, two starts each. AvgRobAcc is the mean over the epsilons, \
-AvgAcc includes the clean one. Distance is the mean over the attacked images of the nearest misclassified input that \
+AvgAcc includes the clean one. Nearest is the mean over the attacked images of the nearest misclassified input that \
 minimum-norm attacks find in the box, 0 where the image itself is wrong, over those where one was found, with its \
 quartiles; numbers in brackets are the paper's, on its network after its full training, at the moment that was best on \
 the validation images, its accuracies under attack from ten starts of PGD."""

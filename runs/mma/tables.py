@@ -107,7 +107,7 @@ def _row(cards: list[MmaCard]) -> Row:
     row["AvgRobAcc"] = percent(_all(cards, "average_robust_accuracy_worst"))
     found = [value for value in _all(cards, "average_nearest") if value is not None]
     there = paper.get("average_nearest")
-    row["distance"] = beside(found, there, digits=3) if found else "–" + ("" if there is None else f" ({there:.2f})")
+    row["nearest"] = beside(found, there, digits=3) if found else "–" + ("" if there is None else f" ({there:.2f})")
     row["not found"] = str(sum(_all(cards, "not_found")))
     quartiles = zip(*_all(cards, "nearest_quartiles"), strict=True)
     row["quartiles"] = ", ".join("infinite" if None in one else f"{np.mean(one):.3f}" for one in quartiles)
