@@ -19,7 +19,7 @@ _SAVE_SECONDS = 30.0
 
 
 @functools.lru_cache(maxsize=64)
-def lifted(measure: Measure[Any], apply_fn: ApplyFn, **options: Any) -> Measurement:
+def lifted(measure: Measure[Any], apply_fn: ApplyFn, **options: Any) -> Measurement[Any]:
     """``over_batch``, but the same Measurement for the same arguments: cells of one network compile it once.
 
     Args:
@@ -34,7 +34,7 @@ def lifted(measure: Measure[Any], apply_fn: ApplyFn, **options: Any) -> Measurem
 
 
 def measure(
-    run: Measurement,
+    run: Measurement[Any],
     params: Any,
     key: jax.Array,
     xs: np.ndarray,

@@ -56,7 +56,7 @@ class Workspace:
 
     def measure(
         self,
-        run: Measurement,
+        run: Measurement[Any],
         params: Any,
         key: jax.Array,
         xs: np.ndarray,

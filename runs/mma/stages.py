@@ -107,7 +107,7 @@ def mean_of_found(distance: np.ndarray) -> float:
     return float(finite.mean()) if len(finite) else math.nan
 
 
-def _attack(setup: Setup[Cell]) -> Measurement:
+def _attack(setup: Setup[Cell]) -> Measurement[Any]:
     num_steps = setup.cell.nearest_steps
     return lifted(minimum_norm, setup.apply_fn, norm=setup.norm, num_steps=num_steps, box=robustness.BOX)
 

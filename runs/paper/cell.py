@@ -63,7 +63,7 @@ class Cell(cells.Cell):
             return objectives.lcr(self.beta)
         return objectives.amr(self.lam, self.beta, self.tau, form=self.form)
 
-    def build_margins(self, model: Model) -> Measurement:
+    def build_margins(self, model: Model) -> Measurement[Any]:
         """The measure of the cell's margins: exact for linear models, sampled for the others."""
         if self.model == "linear":
             return lifted(linear_margin, model.apply, norm=l2)
