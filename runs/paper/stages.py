@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmargin import health
+from jaxmargin import flags, health
 from jaxmargin.brackets import contradicts
 from jaxmargin.lab import files, robustness
 from jaxmargin.lab.cards import Card
@@ -29,7 +29,7 @@ SPLITS = ("train", "test")
 
 
 class Flag(TypedDict):
-    """A sign of a failing attack, see ``health.Flag``."""
+    """A sign of a failing attack, see ``flags.Flag``."""
 
     name: str
     raised: bool
@@ -173,16 +173,16 @@ def card(setup: Setup[Cell], params: Any, arrays: Arrays) -> dict[str, Any]:
 
 def _flags(
     setup: Setup[Cell], params: Any, arrays: Arrays, clean: float, robust: dict[str, list[float]]
-) -> list[health.Flag]:
+) -> list[flags.Flag]:
     """What the logits, the accuracies and the distances say of the published attack."""
     epsilons, right = setup.cell.epsilons, arrays["test_margin"][-1] > 0
     with setup.work.timed("logits"), jax.default_matmul_precision("float32"):
         gradients = health.saturation(setup.apply_fn, params, *setup.data.inputs("test", setup.attacked))
     return [
         *gradients,
-        health.plateau(epsilons, clean, robust["published"]),
-        health.weak_loss(robust["published"], robust["worst"]),
-        health.layer_cake(
+        flags.plateau(epsilons, clean, robust["published"]),
+        flags.weak_loss(robust["published"], robust["worst"]),
+        flags.layer_cake(
             epsilons, robust["published"], np.where(right, arrays["attacked"], 0.0), same_points=False
         ),
     ]  # fmt: skip
