@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -210,6 +211,12 @@ def test_no_module_bears_the_name_of_a_function_that_its_package_shows():
         shown = importlib.import_module(name_of(package).replace("/", "."))
         functions = [name for name in shown.__all__ if inspect.isfunction(getattr(shown, name))]
         assert not modules & {*functions}, name_of(package)
+
+
+def test_every_path_that_the_contributor_is_sent_to_exists():
+    sent = re.findall(r"`((?:jaxmargin|runs|tests|benchmarks)/[\w./]*)`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(sent) > 15
+    assert not [path for path in sent if not (ROOT / path).exists()]
 
 
 def test_importing_the_package_loads_no_heavy_library():
