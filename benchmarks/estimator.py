@@ -29,6 +29,7 @@ from jaxmargin.lab.figures import drawing, plots
 from jaxmargin.lab.files import write_bytes
 from jaxmargin.lab.provenance import device_name
 from jaxmargin.lab.report.page import csv_table, markdown_table
+from jaxmargin.xla_cpu import on_cpu
 
 __all__ = ["Options", "main"]
 
@@ -160,7 +161,7 @@ def share_of_roof(name: str, operations: int, samples_a_second: float, roof: flo
 def matmul_rate() -> float:
     """Floating-point operations a second of the best float32 matrix product of a few sizes."""
     best = 0.0
-    for size in (512, 1024, 2048) if jax.default_backend() == "cpu" else (4096, 8192, 16384):
+    for size in (512, 1024, 2048) if on_cpu() else (4096, 8192, 16384):
         a, b = jax.random.normal(jax.random.key(0), (2, size, size))
         with jax.default_matmul_precision("float32"):
             product = jax.jit(jnp.matmul)

@@ -21,6 +21,7 @@ import numpy as np
 
 import jaxmargin as jm
 from benchmarks.networks import Trained, shapes
+from jaxmargin.xla_cpu import on_cpu
 
 __all__ = [
     "CHUNK", "Peer", "art_clever", "art_on_samples", "channels_first", "choose_torch_threads", "missing", "offsets",
@@ -31,7 +32,7 @@ Name = TypeVar("Name")
 Peer = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 # Samples that the peers take together: on a CPU 32, 128 and 256 were not faster for them, a GPU wants more.
-CHUNK = 64 if jax.default_backend() == "cpu" else 512
+CHUNK = 64 if on_cpu() else 512
 
 
 def offsets(key: jax.Array, num_samples: int, shape: tuple[int, ...], radius: float) -> np.ndarray:

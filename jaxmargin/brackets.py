@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxmargin.attacks import Attack, minimum_norm
-from jaxmargin.batching.chunks import CONVOLVING_ROWS, by_rows
 from jaxmargin.batching.rules import Batch, batch_rule, single_example
 from jaxmargin.certificates.certificate import Certificate, certified_margin
 from jaxmargin.lipschitz.sampled_margin import margins_of_batch
 from jaxmargin.lipschitz.sampling import Sampling
 from jaxmargin.norms import Norm, l2
 from jaxmargin.types import Box, LogitsFn
+from jaxmargin.xla_cpu.rows import CONVOLVING_ROWS, by_rows
 
 __all__ = ["Bracket", "bracket", "contradicts"]
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmargin.batching.chunks import by_rows, in_chunks
+from jaxmargin.batching.chunks import in_chunks
+from jaxmargin.xla_cpu.rows import by_rows
 
 
 def one(w, x):

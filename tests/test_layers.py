@@ -17,9 +17,9 @@ WORDS = {"checks", "losses", "norms", "types"}
 CORE = {
     **dict.fromkeys(sorted(WORDS), set()),
     "adapters": set(),
-    "attacks": {"batching", "margins"},
+    "attacks": {"batching", "margins", "xla_cpu"},
     "batching": {"xla_cpu"},
-    "brackets": {"attacks", "batching", "certificates", "lipschitz"},
+    "brackets": {"attacks", "batching", "certificates", "lipschitz", "xla_cpu"},
     "certificates": {"batching", "layers", "margins"},
     "flags": set(),
     "health": {"attacks", "batching", "flags", "margins"},

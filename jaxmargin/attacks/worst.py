@@ -10,11 +10,12 @@ from jaxmargin import checks
 from jaxmargin.attacks import auto_pgd
 from jaxmargin.attacks.base import LOSSES, Attack, outcome, project_to_ball, random_start, refuse
 from jaxmargin.attacks.work_queue import run_queue
-from jaxmargin.batching.chunks import ROWS
 from jaxmargin.batching.rules import Batch, batch_rule, single_example
 from jaxmargin.losses import targeted_dlr
 from jaxmargin.norms import Norm, l2
 from jaxmargin.types import Box, LogitsFn
+from jaxmargin.xla_cpu import on_cpu
+from jaxmargin.xla_cpu.rows import ROWS
 
 __all__ = ["worst_case"]
 
@@ -103,7 +104,7 @@ def _of_batch(
 
 def _workers() -> int:
     """Searches side by side that keep the device busy."""
-    return ROWS if jax.default_backend() == "cpu" else 2048
+    return ROWS if on_cpu() else 2048
 
 
 @batch_rule(_of_batch, batch_size=lambda: 4 * _workers())

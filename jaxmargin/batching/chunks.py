@@ -1,48 +1,13 @@
-"""Many examples a few at a time: for the same rounding whoever else is measured, and to hold memory in check."""
+"""Many examples a few at a time, to hold memory in check."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["CONVOLVING_ROWS", "ROWS", "by_rows", "in_chunks"]
-
-# Examples that a CPU takes side by side: about as fast as any more. A convolutional classifier is busy with fewer.
-ROWS, CONVOLVING_ROWS = 128, 64
-
-
-def by_rows(run: Callable[..., Any], examples: tuple[jax.Array, ...], count: jax.Array | int, rows: int) -> Any:
-    """``run(*examples)``, on a CPU so many rows at a time, always as many: rounding then knows nothing of the others.
-
-    XLA's CPU backend sums in another order for other numbers of rows; see ``lipschitz.sampling.stable_rows``.
-
-    Args:
-      run: arrays [b, ...] -> arrays [b, ...], row by row.
-      examples: arrays [b, ...], b a multiple of ``rows`` or smaller.
-      count: rows from the front that matter; for those behind, anything may come out.
-      rows: taken side by side.
-
-    Returns:
-      Arrays [b, ...].
-
-    >>> import jax.numpy as jnp
-    >>> by_rows(jnp.square, (jnp.arange(6),), 3, 2)
-    Array([0, 1, 4, 9, 0, 0], dtype=int32)
-    """
-    size = len(examples[0])
-    if jax.default_backend() != "cpu" or size < rows:
-        return run(*examples)
-
-    def part(number: jax.Array) -> Any:
-        mine = [jax.lax.dynamic_slice_in_dim(leaf, number * rows, rows) for leaf in examples]
-        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(run, *mine))
-        return jax.lax.cond(number * rows < count, run, lambda *_: nothing, *mine)
-
-    found = jax.lax.map(part, jnp.arange(size // rows))
-    return jax.tree.map(lambda leaf: leaf.reshape(size, *leaf.shape[2:]), found)
+__all__ = ["in_chunks"]
 
 
 def in_chunks(

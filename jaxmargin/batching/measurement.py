@@ -12,12 +12,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmargin import checks
-from jaxmargin.batching.chunks import CONVOLVING_ROWS, ROWS, by_rows
 from jaxmargin.batching.rules import Batch, BatchRule, rule_of
 from jaxmargin.types import ApplyFn, Measure, Result
+from jaxmargin.xla_cpu import loopable, on_cpu
 from jaxmargin.xla_cpu.equations import convolves
 from jaxmargin.xla_cpu.kernels import without_slow_kernels
-from jaxmargin.xla_cpu.rewriting import loopable
+from jaxmargin.xla_cpu.rows import CONVOLVING_ROWS, ROWS, by_rows
 
 __all__ = ["Measurement", "over_batch"]
 
@@ -102,12 +102,11 @@ def _planned(
 
 def _examples(rule: BatchRule[Any] | None, batch_size: int | None) -> int:
     """Examples that one device takes in one call: on a CPU a multiple of those that it takes side by side."""
-    on_cpu = jax.default_backend() == "cpu"
     if batch_size is None:
-        alone = ROWS if on_cpu else 8192
+        alone = ROWS if on_cpu() else 8192
         batch_size = alone if rule is None else rule.batch_size()
     rows = ROWS if rule is None else rule.rows
-    return -(-batch_size // rows) * rows if on_cpu else batch_size
+    return -(-batch_size // rows) * rows if on_cpu() else batch_size
 
 
 def _axes(mesh: Mesh | None, shares_samples: bool) -> dict[str, int]:

@@ -39,7 +39,7 @@ class BatchRule(NamedTuple, Generic[Result]):
         of the measure, its defaults among them.
       batch_size: () -> examples in a batch unless the caller says otherwise.
       divides_samples: whether it takes ``axis_name``, a mapped axis whose devices share the samples of an example.
-      rows: on a CPU a batch is a multiple of so many examples, which ``run`` takes side by side (``chunks.by_rows``).
+      rows: on a CPU a batch is a multiple of so many examples, which ``run`` takes side by side (``xla_cpu.rows``).
     """
 
     run: Callable[..., Result]

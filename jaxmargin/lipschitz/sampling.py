@@ -7,8 +7,10 @@ import jax
 from jaxmargin import checks
 from jaxmargin.norms import Norm, l2
 from jaxmargin.types import Box
+from jaxmargin.xla_cpu import on_cpu
+from jaxmargin.xla_cpu.rows import stable_rows
 
-__all__ = ["Sampling", "default_chunk_size", "stable_rows"]
+__all__ = ["Sampling", "default_chunk_size"]
 
 # Entries of a chunk of samples held at once when the caller names no chunk_size: 64 MiB of float32.
 _CHUNK_ENTRIES = 2**24
@@ -77,7 +79,7 @@ def default_chunk_size(num_samples: int, entries: int, *, name: str = "num_sampl
     >>> default_chunk_size(51_200, 784) % 64
     0
     """
-    rows = 256 if jax.default_backend() == "cpu" else 1024
+    rows = 256 if on_cpu() else 1024
     most = max(1, min(rows, _CHUNK_ENTRIES // entries, num_samples))
     size = next(size for size in range(most, 0, -1) if num_samples % size == 0)
     if size < most / 8:
@@ -86,21 +88,3 @@ def default_chunk_size(num_samples: int, entries: int, *, name: str = "num_sampl
             f" {name}={-(-num_samples // most) * most}"
         )
     return size
-
-
-def stable_rows(width: int) -> int:
-    """Rows from which on the rounding of a row does not depend on how many others are computed with it.
-
-    XLA's CPU backend compiles small matrix products (below 64 rows) and small loops (below 4,096 entries) in other
-    forms than large ones, which sum in another order.
-
-    Args:
-      width: entries of the narrowest row.
-
-    Returns:
-      The number of rows.
-
-    >>> stable_rows(784), stable_rows(10)
-    (64, 410)
-    """
-    return max(64, -(-4096 // width))

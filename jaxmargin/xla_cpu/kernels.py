@@ -3,7 +3,7 @@
 Bug: those kernels run a convolution on one core, and some shapes eight times slower than XLA's own; matrix products are
 faster with them, so they are turned off where something convolves, and only there. XLA, since jax 0.7; no issue known.
 Shown by: ``python -m benchmarks.canary``, row "YNN kernels".
-Delete this file, and the second of ``over_batch``'s two steps, once that row's ratio is 1.
+Delete this file, and the second of ``over_batch``'s two steps, once that row says so.
 """
 
 import functools
