@@ -1,7 +1,8 @@
 """Functions that convolve, compiled for a CPU without XLA's YNN kernels for convolutions.
 
 Bug: those kernels run a convolution on one core, and some shapes eight times slower than XLA's own; matrix products are
-faster with them, so they are turned off where something convolves, and only there. XLA, since jax 0.7; no issue known.
+faster with them, so they are turned off where something convolves, and only there. A version of XLA that does not
+know the option has no such kernels.
 Shown by: ``python -m benchmarks.canary``, row "YNN kernels".
 Delete this file, and the second of ``over_batch``'s two steps, once that row says so.
 """
