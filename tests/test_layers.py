@@ -35,7 +35,7 @@ LAB = {
     "cards": {"files", "provenance"},
     "cells": {"cards", "data", "files", "parameters", "resuming", "workspace"},
     "checkpoints": {"training"},
-    "command_line": {"cards", "cells", "files", "publishing", "training"},
+    "command_line": {"cards", "cells", "data", "files", "publishing", "training"},
     "compilation": set(),
     "data": set(),
     "figures": {"files"},

@@ -19,11 +19,12 @@ from jaxmargin import checks
 from jaxmargin.lab import files
 from jaxmargin.lab.cards import SCHEMA
 from jaxmargin.lab.cells import Cell
+from jaxmargin.lab.data.loading import Dataset
 from jaxmargin.lab.publishing import Published
 from jaxmargin.lab.training import DivergedError
 
 __all__ = [
-    "SETTINGS", "RunOptions", "check_seeds", "claimed", "exit_code", "overrides", "parse", "run_each", "stopped",
+    "SETTINGS", "RunOptions", "check_seeds", "claimed", "exit_code", "overrides", "parse", "run_cells", "stopped",
 ]  # fmt: skip
 
 SETTINGS = "settings.json"
@@ -97,26 +98,44 @@ def exit_code(job: Callable[[], None], minutes: float | None = None) -> int:
     return 0
 
 
-def run_each(
+def run_cells(
     cells: Sequence[AnyCell],
+    images: Dataset,
     run_one: Callable[[AnyCell], Any],
     *,
     describe: Callable[[AnyCell], str],
     publish: Callable[[Path], Published[Any]],
     workdir: Path,
+    settings: Mapping[str, Any],
 ) -> None:
     """Runs one cell after the other, publishes what is finished, and prints the table and the report's place.
 
     Args:
-      cells: by name.
+      cells: the cells; all of them are checked first.
+      images: their data set.
       run_one: runs a cell and leaves its card in the workdir.
       describe: a cell's settings in a few words, for the line that announces it.
       publish: makes table and report of a workdir with cards.
-      workdir: of the run.
+      workdir: of the run, which is claimed for it.
+      settings: see ``claimed``.
 
     Raises:
+      ValueError: a cell that does not fit the data set, or see ``claimed``.
       DivergedError: the first of the cells, after all the others were run and published.
     """
+    for cell in cells:
+        cell.check(images)
+    with claimed(workdir, settings):
+        _run_each(cells, run_one, describe, publish, workdir)
+
+
+def _run_each(
+    cells: Sequence[AnyCell],
+    run_one: Callable[[AnyCell], Any],
+    describe: Callable[[AnyCell], str],
+    publish: Callable[[Path], Published[Any]],
+    workdir: Path,
+) -> None:
     diverged: list[DivergedError] = []
     for number, cell in enumerate(cells, 1):
         print(f"[{number}/{len(cells)}] {cell.name}: {describe(cell)}", file=sys.stderr)
@@ -173,7 +192,7 @@ def check_seeds(seeds: Sequence[int]) -> None:
 
 
 @contextlib.contextmanager
-def claimed(workdir: Path, settings: dict[str, Any]) -> Iterator[None]:
+def claimed(workdir: Path, settings: Mapping[str, Any]) -> Iterator[None]:
     """Writes the settings of a run into its workdir and holds it for the run, or refuses one that another run has.
 
     Args:

@@ -1,16 +1,18 @@
 """The finished cells of a workdir as table.md, table.csv, metrics.jsonl and one report, whatever the study."""
 
+import dataclasses
 import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from jaxmargin.lab import cards, files, tables
-from jaxmargin.lab.cards import Card
+from jaxmargin.lab import files, tables
+from jaxmargin.lab.cards import Card, hours, read
 from jaxmargin.lab.files import Arrays, Record
 from jaxmargin.lab.report.page import Section, csv_table, markdown_table, write_report
 
-__all__ = ["Finished", "Picture", "Published", "image", "read_finished", "write"]
+__all__ = ["Finished", "Picture", "Published", "agreeing", "contents", "image", "read_finished", "write"]
 
 Picture = tuple[Path, str]  # of a PNG, and its caption
 AnyCard = TypeVar("AnyCard", bound=Card)
@@ -70,7 +72,7 @@ def read_finished(workdir: Path, place: Callable[[AnyCard], Any]) -> list[Finish
         raise FileNotFoundError(f"{workdir}/cards holds no finished cell: run one first")
     cells = [
         Finished(
-            cards.read(path),
+            read(path),
             files.read_arrays(path.with_suffix(".npz")),
             files.read_records(workdir / "cells" / path.stem / "metrics.jsonl"),
         )
@@ -109,6 +111,53 @@ def write(
     files.write_records(workdir / "metrics.jsonl", [record for cell in cells for record in cell.records])
     report = write_report(workdir / "report.html", title=title, introduction=introduction, sections=sections)
     return Published(shown, report, figures, cells)
+
+
+def contents(what: str, cards: Sequence[Card], *, each: str, within: str = "") -> dict[str, str]:
+    """A row of the results' table of contents.
+
+    Args:
+      what: a folder holds, in words.
+      cards: its cards.
+      each: how much training each of them stands for.
+      within: how many numbers are within what is allowed.
+
+    Returns:
+      The row, but for the folder.
+    """
+    return {
+        "what": what,
+        "data": ", ".join(sorted({card["dataset"] for card in cards})),
+        "networks": ", ".join(sorted({card["model"] for card in cards})),
+        "trainings": str(len(cards)),
+        "each of": each,
+        "numbers within what is allowed": within,
+        "hours": hours(cards),
+    }
+
+
+def agreeing(
+    paths: Iterable[Path], cell: type, name: Callable[[Path, Any], str], free: Collection[str]
+) -> dict[str, dict[str, list[Any]]]:
+    """The settings that must agree for results to lie in one folder.
+
+    Args:
+      paths: of the cards.
+      cell: the dataclass of the settings.
+      name: (path, card) -> what the settings are those of, for messages.
+      free: names of the settings that may differ.
+
+    Returns:
+      By that name, the values of every setting.
+    """
+    found: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
+    for path in paths:
+        card = read(path)
+        for field in {field.name for field in dataclasses.fields(cell)} - {*free}:
+            values = found[name(path, card)][field]
+            if card[field] not in values:
+                values.append(card[field])
+    return found
 
 
 def image(folder: Path, path: Path, caption: str) -> str:

@@ -68,8 +68,6 @@ def run(options: Options) -> None:
     """Runs every cell that is not finished, publishes the workdir, and prints the table and the report's place."""
     cells = check(options)
     images = data.load(options.dataset, data_dir=options.data_dir)
-    for cell in cells:
-        cell.check(images)
     workdir = Path(options.workdir or f"out/mma-{options.dataset}-{options.norm}")
 
     def run_one(cell: Cell) -> None:
@@ -82,8 +80,9 @@ def run(options: Options) -> None:
         else:
             run_ensemble(cell, members, images, workdir)
 
-    with command_line.claimed(workdir, _settings(options)):
-        command_line.run_each(cells, run_one, describe=describe, publish=publish.publish, workdir=workdir)
+    command_line.run_cells(
+        cells, images, run_one, describe=describe, publish=publish.publish, workdir=workdir, settings=_settings(options)
+    )
 
 
 def describe(cell: Cell) -> str:

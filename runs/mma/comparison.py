@@ -1,7 +1,5 @@
 """A finished workdir as a section of Markdown: what was measured, beside what the paper says."""
 
-import dataclasses
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -30,26 +28,13 @@ _CLAIMS = {
 def summary(folder: Path) -> dict[str, str]:
     """What a folder holds: a row of the table of contents."""
     found: list[MmaCard] = [cards.read(path) for path in sorted(folder.glob("cards/*.json"))]
-    return {
-        "what": "both papers on one network",
-        "data": found[0]["dataset"],
-        "networks": ", ".join(sorted({card["model"] for card in found})),
-        "trainings": str(len(found)),
-        "each of": f"{found[0]['steps']:,} steps",
-        "numbers within what is allowed": "",
-        "hours": cards.hours(found),
-    }
+    return publishing.contents("both papers on one network", found, each=f"{found[0]['steps']:,} steps")
 
 
 def settings(folder: Path) -> dict[str, dict[str, list[Any]]]:
     """What must agree for results to lie in one folder: all of the study but method and seed."""
-    found: dict[str, list[Any]] = defaultdict(list)
-    for path in folder.glob("cards/*.json"):
-        card = cards.read(path)
-        for field in dataclasses.fields(Cell):
-            if field.name not in ("method", "seed") and card[field.name] not in found[field.name]:
-                found[field.name].append(card[field.name])
-    return {"the study": found}
+    free = ("method", "seed")
+    return publishing.agreeing(folder.glob("cards/*.json"), Cell, lambda path, card: "the study", free)
 
 
 def section(folder: Path) -> list[str]:

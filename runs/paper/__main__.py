@@ -62,15 +62,14 @@ def run(options: Options) -> None:
     """Runs every cell that is not finished, publishes the workdir, and prints the table and the report's place."""
     cells = check(options)
     images = data.load(options.dataset, data_dir=options.data_dir)
-    for cell in cells:
-        cell.check(images)
     workdir = Path(options.workdir or f"out/paper-{options.dataset}")
 
     def run_one(cell: Cell) -> None:
         run_cell(STUDY, cell, images, workdir, presets.published(cell.dataset, cell.model, cell.method))
 
-    with command_line.claimed(workdir, settings(options)):
-        command_line.run_each(cells, run_one, describe=describe, publish=publish.publish, workdir=workdir)
+    command_line.run_cells(
+        cells, images, run_one, describe=describe, publish=publish.publish, workdir=workdir, settings=settings(options)
+    )
 
 
 def check(options: Options) -> list[Cell]:

@@ -1,8 +1,6 @@
 """A finished workdir as a section of Markdown: what was measured, beside what the paper says, and why they differ."""
 
-import dataclasses
 import math
-from collections import defaultdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -57,29 +55,21 @@ def summary(folder: Path) -> dict[str, str]:
     question = not any(folder.glob("cards/*.json"))
     compared = [] if question else deviations(found)
     near = sum(row["within"].endswith("yes") for row in compared)
-    epochs = sorted({card["epochs"] for card in found})
-    return {
-        "what": "a setting that the paper leaves open" if question else "Table 1, Figures 2 and 4 to 7",
-        "data": cards.read(folder / "result.json")["dataset"] if question else found[0]["dataset"],
-        "networks": ", ".join(sorted({card["model"] for card in found})),
-        "trainings": str(len(found)),
-        "each of": " or ".join(f"{n:,} epochs" for n in epochs),
-        "numbers within what is allowed": f"{near} of {len(compared)}" if compared else "",
-        "hours": cards.hours(found),
-    }
+    what = "a setting that the paper leaves open" if question else "Table 1, Figures 2 and 4 to 7"
+    each = " or ".join(f"{n:,} epochs" for n in sorted({card["epochs"] for card in found}))
+    row = publishing.contents(what, found, each=each, within=f"{near} of {len(compared)}" if compared else "")
+    return row | ({"data": cards.read(folder / "result.json")["dataset"]} if question else {})
 
 
 def settings(folder: Path) -> dict[str, dict[str, list[Any]]]:
     """What must agree for results to lie in one folder: all of a cell, but the seed of one of the table."""
-    found: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
-    for path in folder.glob("**/cards/*.json"):
-        card, place = cards.read(path), path.parent.parent.relative_to(folder).as_posix()
-        values = found[f"{place}: {card['model']}-{card['method']}"]
-        for field in dataclasses.fields(Cell):
-            free = field.name == "seed" and place == "."
-            if not free and card[field.name] not in values[field.name]:
-                values[field.name].append(card[field.name])
-    return found
+    free = ("seed",) if any(folder.glob("cards/*.json")) else ()
+
+    def name(path: Path, card: PaperCard) -> str:
+        place = path.parent.parent.relative_to(folder).as_posix()
+        return f"{place}: {card['model']}-{card['method']}"
+
+    return publishing.agreeing(folder.glob("**/cards/*.json"), Cell, name, free)
 
 
 def section(folder: Path) -> list[str]:
