@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmargin.types import Box, LogitsFn
 
@@ -76,7 +77,7 @@ def in_box(name: str, value: Any, box: Box | None) -> None:
     """Refuses inputs outside the box (traced ones pass)."""
     if box is None or not concrete(value):
         return
-    least, most = float(jnp.min(value)), float(jnp.max(value))
+    least, most = float(np.min(np.asarray(value))), float(np.max(np.asarray(value)))
     if least < box[0] or most > box[1]:
         raise ValueError(f"{name} spans [{least:g}, {most:g}], outside box={box}: scale the inputs or pass their box")
 
@@ -142,28 +143,29 @@ def examples(xs: Any, ys: Any) -> None:
     example(xs)
     if not jnp.issubdtype(jnp.result_type(ys), jnp.integer):
         raise ValueError(f"labels have dtype {jnp.result_type(ys)}: pass integer classes, not one-hot or float labels")
-    if concrete(xs) and not bool(jnp.isfinite(xs).all()):
+    if concrete(xs) and not np.isfinite(np.asarray(xs)).all():
         raise ValueError("images are not finite: xs holds NaN or infinity; clean it before measuring")
 
 
-def scores(scores: jax.Array, ys: Any) -> None:
+def scores(scores: Any, ys: Any) -> None:
     """Checks the logits [k, c] of a few examples, and all labels against their classes.
 
     Raises:
       ValueError: labels outside [0, c), logits that are not finite, or that look like probabilities.
     """
-    low, high, num_classes = int(jnp.min(ys)), int(jnp.max(ys)), scores.shape[1]
+    scores, ys = np.asarray(scores), np.asarray(ys)
+    low, high, num_classes = int(ys.min()), int(ys.max()), scores.shape[1]
     if low < 0 or high >= num_classes:
         raise ValueError(f"labels lie in [{low}, {high}], outside [0, {num_classes - 1}], the classes of the logits")
-    if not bool(jnp.isfinite(scores).all()):
+    if not np.isfinite(scores).all():
         raise ValueError("logits are not finite: apply_fn returns NaN or infinity on the first examples; check params")
-    if bool(distributions(scores).all() & (scores % 1 > 0).any()):  # logits (1, 0) are more likely than such a softmax
+    if distributions(scores).all() and (scores % 1 > 0).any():  # logits (1, 0) are more likely than such a softmax
         raise ValueError(
             "logits look like probabilities (not negative, sum 1): return the scores before the softmax; a margin"
             " divides their differences by their slopes, and a softmax flattens both"
         )
 
 
-def distributions(scores: jax.Array) -> jax.Array:
+def distributions(scores: Any) -> Any:
     """[k] bool, which rows of [k, c] are not negative and sum to 1, as after a softmax."""
-    return (scores >= 0).all(1) & (jnp.abs(scores.sum(1) - 1) < 1e-5 * scores.shape[1])
+    return (scores >= 0).all(1) & (abs(scores.sum(1) - 1) < 1e-5 * scores.shape[1])

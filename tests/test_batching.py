@@ -171,6 +171,15 @@ def test_other_parameters_and_another_n_trace_nothing(run, traces, tiny, key):
     assert (second.lipschitz != first.lipschitz[:6]).any()  # and the new parameters were used
 
 
+def test_nothing_is_compiled_but_what_looks_and_measures_and_what_puts_batches_together(tiny, key, caplog):
+    run = jm.over_batch(jm.linear_margin, lambda params, x: tiny.model.apply(params, x), batch_size=2)
+    many = np.tile(tiny.xs, (8, 1, 1)), np.tile(tiny.ys, 8)
+    with jax.log_compiles():
+        run(tiny.params, key, *many)
+    compiled = [record.args[0] for record in caplog.records if record.msg.startswith("Compiling")]
+    assert len(compiled) <= 4, compiled
+
+
 def test_batches_concatenate_to_the_whole(run, tiny, key):
     parts = list(run.batches(tiny.params, key, tiny.xs, tiny.ys))
     assert [len(part.margin) for part in parts] == [4, 4, 1]

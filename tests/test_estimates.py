@@ -56,8 +56,14 @@ def test_an_affine_network_needs_one_sample(key):
 
 def test_ties_lie_on_the_boundary(key):
     weights, x = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]]), jnp.array([2.0, 2.0])
-    assert jm.radial_margin(lambda x: weights @ x, key, x, 0, num_samples=64).margin == 0
-    blocks = jm.block_maxima(lambda x: weights @ x, key, x, 0, num_blocks=10, block_size=64)
+
+    @jax.jit
+    def run(key):
+        near = jm.radial_margin(lambda x: weights @ x, key, x, 0, num_samples=64)
+        return near, jm.block_maxima(lambda x: weights @ x, jax.random.clone(key), x, 0, num_blocks=10, block_size=64)
+
+    near, blocks = run(key)
+    assert near.margin == 0
     stacked = jax.tree.map(lambda leaf: leaf[None], blocks)
     assert jm.clever(stacked, [0], radius=5.0).margin == 0
 
@@ -77,37 +83,43 @@ def test_the_end_of_the_slopes_of_a_paraboloid_is_its_slope_on_the_sphere(key):
 # The radial margin ----------------------------------------------------------------------------------------------------
 
 
-def brute_force(logits_fn, key, x, norm, box, num_samples=256, radius=2.0):
-    """The radial bound by trying all radii, and the bound from all of its samples at the largest."""
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num_samples))
-    offsets = radius * jax.vmap(lambda key: radial(norm).sample_ball(key, x.shape))(keys)
-    points = jax.vmap(lambda u: x + u)(offsets.at[0].set(0))
-    points = points if box is None else jnp.clip(points, *box)
-    lengths = np.asarray(jax.vmap(lambda z: norm.size(z - x))(points))  # [s]
-    logits = logits_fn(x)
-    p = jnp.argmax(logits)
+def brute_force(logits_fn, key, xs, norm, box, num_samples=256, radius=2.0):
+    """The radial bounds [n] by trying all radii, and the bounds from all of their samples at the largest."""
 
-    def slopes(z):
-        jacobian = jax.jacrev(logits_fn)(z)  # [c, *d]
-        return jax.vmap(lambda row: norm.dual_size(jacobian[p] - row))(jacobian)
+    @jax.jit
+    def seen(x):
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num_samples))
+        offsets = radius * jax.vmap(lambda key: radial(norm).sample_ball(key, x.shape))(keys)
+        points = jax.vmap(lambda u: x + u)(offsets.at[0].set(0))
+        points = points if box is None else jnp.clip(points, *box)
+        logits = logits_fn(x)
+        p = jnp.argmax(logits)
 
-    gaps, slopes = np.asarray(logits[p] - logits), np.asarray(jax.vmap(slopes)(points))  # [c], [s, c]
-    others = np.arange(len(gaps)) != p
+        def slopes(z):
+            jacobian = jax.jacrev(logits_fn)(z)  # [c, *d]
+            return jax.vmap(lambda row: norm.dual_size(jacobian[p] - row))(jacobian)
 
-    def bound(distance):
-        largest = slopes[lengths < distance].max(0)
-        return min((gaps[others] / largest[others]).min(), distance)
+        return jax.vmap(lambda z: norm.size(z - x))(points), p, logits[p] - logits, jax.vmap(slopes)(points)
 
-    return max(bound(distance) for distance in {*lengths[1:], radius}), bound(radius)
+    def best_and_plain(x):
+        lengths, p, gaps, slopes = map(np.asarray, seen(x))  # [s], [], [c], [s, c]
+        others = np.arange(len(gaps)) != p
+
+        def bound(distance):
+            largest = slopes[lengths < distance].max(0)
+            return min((gaps[others] / largest[others]).min(), distance)
+
+        return max(bound(distance) for distance in {*lengths[1:], radius}), bound(radius)
+
+    return np.array([best_and_plain(x) for x in xs]).T
 
 
 @pytest.mark.parametrize("box", [None, (-0.5, 1.0)], ids=["free", "boxed"])
 @norms
 def test_a_radial_margin_is_the_best_over_all_radii(norm, dual, box, tiny, key):
-    xs = tiny.xs if box is None else jnp.clip(tiny.xs, *box)
+    xs = tiny.xs if box is None else np.clip(tiny.xs, *box)
     logits_fn = functools.partial(tiny.model.apply, tiny.params)
-    pairs = [brute_force(logits_fn, key, x, norm, box) for x in xs]
-    best, plain = np.array(pairs).T
+    best, plain = brute_force(logits_fn, key, xs, norm, box)
     options = dict(norm=norm, radius=2.0, num_samples=256, chunk_size=64, box=box)
     for mode in (dict(), dict(exact=False)) if norm is jm.l2 else (dict(),):
         run = jm.over_batch(jm.radial_margin, tiny.model.apply, **options, **mode)
@@ -120,12 +132,13 @@ def test_a_steep_place_farther_than_the_boundary_does_not_matter(key):
     def steep_from(where):
         return lambda x: jnp.stack([1 - x[0] - 9 * jax.nn.relu(x[0] - where), 0 * x[0]])
 
-    x = jnp.zeros(1)
+    @functools.partial(jax.jit, static_argnums=0)
+    def margin(measure, where, key):
+        return measure(steep_from(where), key, jnp.zeros(1), 0, num_samples=4096).margin
+
     for measure, expected in ((jm.lipschitz_margin, 0.1), (jm.radial_margin, 1.0)):
-        found = measure(steep_from(1.5), jax.random.clone(key), x, 0, num_samples=1024)
-        np.testing.assert_allclose(found.margin, expected, rtol=1e-5)
-    nearer = jm.radial_margin(steep_from(0.5), jax.random.clone(key), x, 0, num_samples=4096)
-    assert 0.5 < nearer.margin < 0.51  # the ball that just misses it
+        np.testing.assert_allclose(margin(measure, 1.5, jax.random.clone(key)), expected, rtol=1e-5)
+    assert 0.5 < margin(jm.radial_margin, 0.5, jax.random.clone(key)) < 0.51  # the ball that just misses it
 
 
 class Radial:

@@ -232,8 +232,7 @@ class Measurement(Generic[Result]):
         """
         if checks.concrete(params, key, xs, ys, values):
             parts = list(self.batches(params, key, xs, ys, 0, **values))
-            whole: Result = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
-            return whole
+            return parts[0] if len(parts) == 1 else _joined(*parts)
         # Inside somebody else's transformation: a loop over the batches instead of calls from the host.
         given = self._given(params, key, values)
         size, n = self._checked(params, xs, ys), len(xs)
@@ -263,12 +262,12 @@ class Measurement(Generic[Result]):
         size, n = self._checked(params, xs, ys), len(xs)
         slow = convolves(self.steps.probe.trace(params, _few(xs)).jaxpr)
         step = self.steps.convolving if slow else self.steps.plain
-        given, xs, ys = self._everywhere(given, xs, ys)
+        given, xs, ys = self._everywhere(given, np.asarray(xs), np.asarray(ys))
         for start in range(first, n, size):
             indices = start + np.arange(size)
             rows = np.minimum(indices, n - 1)  # the last example fills its batch up
             measured = step(given, n, indices, xs[rows], ys[rows])
-            result, finite = jax.tree.map(lambda leaf: leaf[: n - start], measured)  # noqa: B023
+            result, finite = measured if start + size <= n else _first(measured, n - start)
             _refuse_nan(result, finite, start)
             yield result
 
@@ -314,7 +313,18 @@ class Measurement(Generic[Result]):
 
 def _few(xs: Array) -> Array:
     """The first examples, always as many, to look at before any work."""
+    xs = np.asarray(xs) if checks.concrete(xs) else xs
     return xs[np.minimum(np.arange(8), len(xs) - 1)]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _first(tree: Any, n: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[:n], tree)
+
+
+@jax.jit
+def _joined(*parts: Any) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
 def _refuse_nan(result: Any, finite: jax.Array, start: int) -> None:
