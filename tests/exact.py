@@ -43,17 +43,15 @@ def distance(net, x):
     Its point nearest to x is the foot of x on a plane or where some of them meet; the nearest of these in it is exact.
     """
     p = np.argmax(net.logits(x[None])[0])
-    best = np.inf
-    for pattern in patterns(net):
-        gradients = (net.output * pattern) @ net.hidden  # [c, d]
-        offsets = (net.output * pattern) @ net.hidden_bias + net.output_bias  # [c]
-        for k in set(range(len(offsets))) - {p}:
-            normals = np.vstack([net.hidden, gradients[p] - gradients[k]])
-            points = _candidates(x, normals, np.append(net.hidden_bias, offsets[p] - offsets[k]))
-            logits = net.logits(points)  # [m, c]
-            reached = np.delete(logits, p, 1).max(1) >= logits[:, p] - _SLACK
-            best = min(best, np.linalg.norm(points[reached] - x, axis=1).min(initial=np.inf))
-    return best
+    active = patterns(net)
+    gradients = np.einsum("ch,ph,hd->pcd", net.output, active, net.hidden)
+    offsets = np.einsum("ch,ph,h->pc", net.output, active, net.hidden_bias) + net.output_bias  # [patterns, c]
+    normals = np.delete(gradients[:, p, None] - gradients, p, 1).reshape(-1, len(x))  # [patterns (c - 1), d]
+    constants = np.delete(offsets[:, p, None] - offsets, p, 1).reshape(-1)
+    points = _candidates(x, net.hidden, net.hidden_bias, normals, constants)
+    logits = net.logits(points)  # [m, c]
+    reached = np.delete(logits, p, 1).max(1) >= logits[:, p] - _SLACK
+    return np.linalg.norm(points[reached] - x, axis=1).min(initial=np.inf)
 
 
 def cells(net, x):
@@ -97,14 +95,27 @@ def radial_bound(net, x, radius):
     return np.minimum(np.delete(ratios, p, 1).min(1), ends)[starts < radius].max()
 
 
-def _candidates(x, normals, offsets):
-    """The feet of x on the planes n z + o = 0, and on whatever two or more of them have in common."""
+def _candidates(x, normals, offsets, faces=None, heights=None):
+    """The feet of x on the planes n z + o = 0, and on whatever two or more of them have in common.
+
+    With faces f z + h = 0 also on each of these and on what one of them and some of the planes have in common.
+    """
     feet = []
-    for count in range(1, min(len(x), len(normals)) + 1):
-        chosen = np.array(list(itertools.combinations(range(len(normals)), count)))  # [m, count]
-        planes = normals[chosen]  # [m, count, d]
-        gram = planes @ planes.swapaxes(1, 2)  # [m, count, count]
-        meet = np.linalg.det(gram) > 1e-12 * np.prod(np.einsum("mii->mi", gram), 1)
-        planes, gram, missing = planes[meet], gram[meet], (planes @ x + offsets[chosen])[meet]
-        feet.append(x - np.einsum("mkd,mk->md", planes, np.linalg.solve(gram, missing[..., None])[..., 0]))
+    for count in range(min(len(x), len(normals)) + 1):
+        chosen = np.array(list(itertools.combinations(range(len(normals)), count)), int)  # [m, count]
+        planes, missing = normals[chosen], offsets[chosen]  # [m, count, d], [m, count]
+        if count:
+            feet.append(_feet(x, planes, missing))
+        if faces is not None and count < len(x):
+            n, m = len(faces), len(chosen)
+            planes = np.concatenate([np.tile(planes, (n, 1, 1)), np.repeat(faces, m, 0)[:, None]], 1)
+            feet.append(_feet(x, planes, np.column_stack([np.tile(missing, (n, 1)), np.repeat(heights, m)])))
     return np.vstack(feet)
+
+
+def _feet(x, planes, offsets):
+    """The points nearest to x of the intersections of ``planes`` [m, count, d], where they meet in one."""
+    gram = planes @ planes.swapaxes(1, 2)  # [m, count, count]
+    meet = np.linalg.det(gram) > 1e-12 * np.prod(np.einsum("mii->mi", gram), 1)
+    planes, gram, missing = planes[meet], gram[meet], (planes @ x + offsets)[meet]
+    return x - np.einsum("mkd,mk->md", planes, np.linalg.solve(gram, missing[..., None])[..., 0])

@@ -1,4 +1,4 @@
-"""``over_batch``: the same bits however the work is cut, nothing traced twice, and every bad input refused by name."""
+"""``over_batch``: a point is measured alike among any others, nothing is traced twice, bad input is refused."""
 
 import functools
 
@@ -6,90 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import random_linear, random_params
+from helpers import assert_same_bits
 
 import jaxmargin as jm
-from jaxmargin import models
 
-
-def assert_same_bits(first, second):
-    jax.tree.map(np.testing.assert_array_equal, first, second)
+pytestmark = pytest.mark.hurried
 
 
 def lipschitz(apply_fn, num_samples, chunk_size=None, batch_size=None):
     return jm.over_batch(
         jm.lipschitz_margin, apply_fn, radius=2.0, num_samples=num_samples, chunk_size=chunk_size, batch_size=batch_size
     )
-
-
-# The same bits --------------------------------------------------------------------------------------------------------
-
-
-def points(model, n):
-    rng = np.random.default_rng(0)
-    xs = jnp.asarray(rng.normal(size=(n, *model.input_shape)), jnp.float32)
-    return random_params(model), jax.random.key(0), xs, rng.integers(0, model.num_classes, n)
-
-
-def cut(model, num_samples, cuts, n=9):
-    """The margins of n points for each (chunk_size, batch_size) of cuts."""
-    arguments = points(model, n)
-    return [lipschitz(model.apply, num_samples, *sizes)(*arguments) for sizes in cuts]
-
-
-def test_the_size_of_a_batch_changes_no_bit_of_a_bracket():
-    model = models.mlp((6,), 3, hidden=8)
-    params, key, xs, ys = points(model, 9)
-    many = jnp.tile(xs, (9, 1)), np.tile(ys, 9)  # more than one batch of the smaller size
-    options = dict(num_samples=256, num_steps=20)
-    runs = [jm.over_batch(jm.bracket, model.apply, batch_size=size, **options) for size in (2, 700)]
-    assert_same_bits(*(run(params, jax.random.clone(key), *many) for run in runs))
-
-
-def test_neither_batch_nor_chunk_changes_a_bit_of_a_lipschitz_margin():
-    # XLA's CPU backend sums arrays below 4,096 entries in another order than large ones: few inputs are the hard case.
-    first, *others = cut(models.mlp((4, 3), 4, hidden=16), 1024, [(16, 1), (128, 7), (1024, 50)])
-    assert len(set(np.asarray(first.margin))) == 9
-    for result in others:
-        assert_same_bits(result, first)
-
-
-def test_neither_batch_nor_chunk_changes_a_bit_for_a_cnn():
-    first, second = cut(models.cnn((8, 8, 1), 3, widths=(4, 8), hidden=16), 64, [(16, 1), (64, 7)], n=5)
-    assert_same_bits(first, second)
-
-
-def test_the_batch_does_not_change_a_bit_of_an_attack():
-    model = models.mlp((4, 3), 4, hidden=16)
-    options = dict(epsilon=0.5, step_size=0.1, num_steps=10)
-    runs = [jm.over_batch(jm.pgd, model.apply, batch_size=batch_size, **options) for batch_size in (7, 1500)]
-    first, second = (run(*points(model, 72)) for run in runs)
-    assert first.found.sum() > 0
-    assert_same_bits(first, second)
-
-
-def test_nor_where_hidden_layers_are_written_the_other_way_round(key):
-    rng = np.random.default_rng(0)
-    params = [jnp.asarray(rng.normal(size=shape) / 15, jnp.float32) for shape in ((300, 100), (5, 300))]
-    xs = jnp.asarray(rng.normal(size=(300, 100)), jnp.float32)
-
-    def apply_fn(params, x):
-        return params[1] @ jax.nn.relu(params[0] @ x)
-
-    ys = jnp.argmax(jax.vmap(apply_fn, (None, 0))(params, xs), 1)
-    options = dict(epsilon=0.3, step_size=0.05, num_steps=9)
-    runs = [jm.over_batch(jm.pgd, apply_fn, batch_size=batch_size, **options) for batch_size in (1, 300)]
-    first, second = (run(params, jax.random.clone(key), xs, ys) for run in runs)
-    assert_same_bits(first, second)
-
-
-def test_the_batch_does_not_change_a_bit_of_a_linear_margin():
-    linear = random_linear(10, dimension=30, n=450)
-    runs = [jm.over_batch(jm.linear_margin, linear.apply, batch_size=batch_size) for batch_size in (1, 200, 500)]
-    arguments = linear.params, jax.random.key(0), jnp.asarray(linear.xs, jnp.float32), linear.ys
-    first, *others = (run(*arguments) for run in runs)
-    for result in others:
-        assert_same_bits(result, first)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import random_params
-from test_lipschitz import nets_of
+from nets import nets_of
 
 import jaxmargin as jm
 from jaxmargin import models

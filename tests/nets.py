@@ -1,0 +1,68 @@
+"""Random tiny ReLU networks: what enumeration and sampling say about a point of each, and their parameters."""
+
+import functools
+
+import exact
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxmargin as jm
+
+RADIUS = 1.0
+
+
+def relu_net(params, x):
+    hidden, hidden_bias, output, output_bias = params
+    return output @ jax.nn.relu(hidden @ x + hidden_bias) + output_bias
+
+
+class Nets:
+    """Random tiny ReLU networks of one number of classes: what enumeration and sampling say about a point of each."""
+
+    def __init__(self, num_classes, n=75):
+        rng = np.random.default_rng(num_classes)
+        self.nets = [exact.random_net(rng, 1 + i % 6, num_classes) for i in range(n)]
+        self.xs = np.float64(np.float32(rng.uniform(-1, 1, (n, 2))))
+        pairs = list(zip(self.nets, self.xs, strict=True))
+        self.constants = np.array([exact.constants(net, x, RADIUS) for net, x in pairs])
+        self.bounds = np.array([exact.bound(net, x, RADIUS) for net, x in pairs])
+        self.distances = np.array([exact.distance(net, x) for net, x in pairs])
+        self.logits = np.array([net.logits(x[None])[0] for net, x in pairs])
+
+    @functools.cache  # noqa: B019
+    def sampled(self, num_samples, measure=jm.lipschitz_margin, **options):
+        """The package's Margins of all points, with labels that call every prediction right."""
+
+        def one(params, key, x, y):
+            logits_fn = functools.partial(relu_net, params)
+            sizes = dict(radius=RADIUS, num_samples=num_samples, chunk_size=min(num_samples, 64))
+            return measure(logits_fn, key, x, y, **(dict(exact=True) | sizes | options))
+
+        pads = [6 - len(net.hidden) for net in self.nets]  # units without inputs or outputs
+        padded = [
+            (np.pad(w, ((0, pad), (0, 0))), np.pad(b, (0, pad)), np.pad(v, ((0, 0), (0, pad))), a)
+            for (w, b, v, a), pad in zip(self.nets, pads, strict=True)
+        ]
+        params = [jnp.asarray(np.stack(leaves), jnp.float32) for leaves in zip(*padded, strict=True)]
+        keys = jax.random.split(jax.random.key(0), len(self.nets))
+        return jax.jit(jax.vmap(one))(params, keys, jnp.asarray(self.xs, jnp.float32), self.logits.argmax(1))
+
+
+@functools.cache
+def nets_of(num_classes):
+    return Nets(num_classes)
+
+
+def params_of(net):
+    """A network as parameters of ``models.mlp((2,), c)``."""
+    layers = (net.hidden, net.hidden_bias), (net.output, net.output_bias)
+    return {
+        f"Dense_{i}": {"kernel": np.float32(weights.T), "bias": np.float32(bias)}
+        for i, (weights, bias) in enumerate(layers)
+    }
+
+
+def stacked(nets):
+    """Parameters of several networks of one shape, each leaf [n, ...]."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *map(params_of, nets))
