@@ -184,7 +184,8 @@ def test_metrics_are_one_flat_line_for_each_method_and_epoch(outcome):
     assert [line["method"] for line in lines] == ["plain"] * 20 + ["normalised"] * 30 + ["momentum"] * 30
     assert [line["epoch"] for line in lines[:20]] == list(range(1, 21))
     assert all(isinstance(value, str | int | float) for line in lines for value in line.values())
-    assert {"train_loss", "train_error", "test_error", "minimum", "average", "distance_free"} <= set(lines[0])
+    assert {"train_loss", "train_error", "test_error", "distance_free"} <= set(lines[0])
+    assert {"minimum_margin", "average_margin"} <= set(lines[0])
 
 
 def test_margins_and_card_agree(outcome):

@@ -16,7 +16,8 @@ REACHED = 0.01  # a minimum margin counts as the SVM's when it is within this pa
 def metrics(result: Result) -> Iterator[dict[str, Any]]:
     """One flat record for each method and epoch of a ``Result``."""
     for method, trace in result.traces.items():
-        columns = {name: np.asarray(getattr(trace, name), np.float64) for name in trace._fields[:5]}
+        names = {"minimum": "minimum_margin", "average": "average_margin"}  # as in the metrics of every study
+        columns = {names.get(n, n): np.asarray(getattr(trace, n), np.float64) for n in trace._fields[:5]}
         columns |= {"train_loss": np.exp(columns["log_loss"])}
         distances = np.asarray(trace.distance, np.float64)
         columns |= {f"distance_{bias}": distances[:, i] for i, bias in enumerate(("penalised", "free"))}
