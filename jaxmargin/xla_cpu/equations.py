@@ -15,8 +15,8 @@ def equations(jaxpr: Jaxpr | ClosedJaxpr) -> Iterator[JaxprEqn]:
     Args:
       jaxpr: as ``jax.make_jaxpr`` or ``jax.jit(...).trace(...).jaxpr`` gives it.
 
-    Yields:
-      The equations.
+    Returns:
+      An iterator over the equations.
 
     >>> loop = jax.make_jaxpr(lambda x: jax.lax.fori_loop(0, 3, lambda _, x: 2 * x, x))(1.0)
     >>> [eqn.primitive.name for eqn in equations(loop) if eqn.primitive.name in ("scan", "mul")]
