@@ -7,6 +7,8 @@ import pytest
 
 from jaxmargin.objectives.augmentation import crop_and_flip
 
+pytestmark = pytest.mark.hurried
+
 PADDING = 2
 PIXELS = np.random.default_rng(0).permutation(60).reshape(6, 5, 2) + 1  # no two alike, none 0 as the border
 

@@ -10,6 +10,8 @@ import pytest
 from jaxmargin.batching.chunks import in_chunks
 from jaxmargin.xla_cpu.rows import by_rows
 
+pytestmark = pytest.mark.hurried
+
 
 def one(w, x):
     return {"sum": w @ x, "largest": jnp.max(x)}

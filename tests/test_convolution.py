@@ -11,6 +11,8 @@ import pytest
 from jaxmargin.xla_cpu import convolution
 from jaxmargin.xla_cpu.convolution import conv_general_dilated, max_pool
 
+pytestmark = pytest.mark.hurried
+
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 PADDINGS = {
     "VALID": "VALID",

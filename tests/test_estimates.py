@@ -140,13 +140,13 @@ def test_a_steep_place_farther_than_the_boundary_does_not_matter(key):
 
 
 class Radial:
-    """What enumeration and 8,192 radial samples say about tiny ReLU networks of one number of classes."""
+    """What enumeration and 4,096 radial samples say about tiny ReLU networks of one number of classes."""
 
     def __init__(self, num_classes):
         self.nets = nets_of(num_classes)
         pairs = list(zip(self.nets.nets, self.nets.xs, strict=True))
         self.bounds = np.array([exact.radial_bound(net, x, RADIUS) for net, x in pairs])
-        self.margins = self.nets.sampled(8192, measure=jm.radial_margin).margin
+        self.margins = self.nets.sampled(4096, measure=jm.radial_margin).margin
 
 
 @functools.cache
@@ -183,7 +183,7 @@ def test_with_many_samples_in_the_plane_radial_margins_are_nearly_always_the_exa
 def test_following_rivals_finds_no_smaller_radial_margin_and_nearly_always_the_same():
     # Slopes cut by their distance grow unlike those that the foresight was made for: hence exact by default.
     nets = [nets_of(num_classes) for num_classes in (3, 5)]
-    rivals = np.concatenate([n.sampled(8192, measure=jm.radial_margin, exact=False).margin for n in nets])
+    rivals = np.concatenate([n.sampled(4096, measure=jm.radial_margin, exact=False).margin for n in nets])
     margins = np.concatenate([radial_of(num_classes).margins for num_classes in (3, 5)])
     assert (rivals >= margins).all()
     assert (rivals == margins).mean() > 0.95

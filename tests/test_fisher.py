@@ -12,6 +12,8 @@ import pytest
 
 from jaxmargin.objectives import margin_term
 
+pytestmark = pytest.mark.hurried
+
 STEP = 1e-3
 GRID = np.round(np.arange(-9.0, 9.0 + STEP / 2, STEP), 6)
 LAMBDAS = [0.1, 0.5, 2.0]

@@ -7,6 +7,8 @@ import pytest
 
 from jaxmargin import losses
 
+pytestmark = pytest.mark.hurried
+
 ALL = [losses.logit_margin, losses.soft_logit_margin, losses.cross_entropy, losses.dlr]
 classes = pytest.mark.parametrize("num_classes", [2, 10, 1000])
 

@@ -8,6 +8,8 @@ from helpers import random_params
 
 from jaxmargin import models
 
+pytestmark = pytest.mark.hurried
+
 SMALL = {
     "linear": models.linear((5, 4, 1), 3),
     "mlp": models.mlp((5, 4, 1), 3, hidden=7),

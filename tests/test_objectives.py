@@ -7,6 +7,8 @@ import pytest
 
 from jaxmargin import objectives
 
+pytestmark = pytest.mark.hurried
+
 TAU = 2.0
 LOGITS = {  # class 0 is the label: wrong, right within the ramp, right beyond it
     "wrong": np.array([0.5, 1.7, -1.0]),

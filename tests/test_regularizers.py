@@ -9,6 +9,8 @@ from helpers import random_params
 from jaxmargin import models
 from jaxmargin.objectives import regularizers
 
+pytestmark = pytest.mark.hurried
+
 SHAPES = {"tall": (9, 4), "wide": (4, 9), "square": (5, 5), "conv": (3, 3, 2, 8), "narrow conv": (2, 3, 6, 4)}
 kernels = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 

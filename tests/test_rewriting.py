@@ -14,6 +14,8 @@ from helpers import random_params
 import jaxmargin as jm
 from jaxmargin.xla_cpu.rewriting import loopable
 
+pytestmark = pytest.mark.hurried
+
 
 def array(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
