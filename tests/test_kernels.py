@@ -1,4 +1,4 @@
-"""``compiling``: what is compiled how, and that it stays the same function."""
+"""``xla_cpu.kernels``: what is compiled how, and that it stays the same function."""
 
 import jax
 import numpy as np
