@@ -27,29 +27,37 @@ def compiled_once(tmp_path_factory):
         folder = folder.parent
     jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.devices()  # XLA reads its flags now, before any of these tests sets them for others
 
 
 @pytest.fixture(scope="module", autouse=True)
-def forgotten(request):
+def forgotten(request, compiled_once):
     """What a file's tests have compiled leaves the memory with them; the hurried ones compile in a third of the time.
 
     The marker ``hurried`` stands in files that look at decisions, or at numbers far above rounding; documentation is
-    like them. What rests on bits, rounding or memory is compiled as for users.
+    like them, and short enough to be remembered. What rests on bits, rounding or memory is compiled as for users.
     """
     documentation = not request.path.name.startswith("test_")
+    hurried = documentation or request.node.get_closest_marker("hurried") is not None
+    if not documentation:
+        jax.clear_caches()
+    jax.config.update("jax_disable_most_optimizations", hurried)
     with pytest.MonkeyPatch.context() as patch:
-        if documentation or request.node.get_closest_marker("hurried"):
+        if hurried:
             hurry(patch)
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
-    gc.collect()
+    if not documentation:
+        jax.clear_caches()
+        gc.collect()
 
 
 def hurry(patch):
-    """Compiles without LLVM's optimizations, and fused loops by XLA's older and shorter way."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    if (original := getattr(compiler, "get_compile_options", None)) and known():
+    """Compiles fused loops by XLA's older and shorter way, in the processes that a test starts too."""
+    patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    if not known():
+        return
+    patch.setenv("XLA_FLAGS", " ".join(f"--{name}={str(value).lower()}" for name, value in HURRIED.items()))
+    if original := getattr(compiler, "get_compile_options", None):
 
         def get_compile_options(*args, env_options_overrides=None, **options):
             return original(*args, env_options_overrides=HURRIED | dict(env_options_overrides or {}), **options)

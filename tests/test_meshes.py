@@ -56,7 +56,7 @@ def test_the_number_of_devices_changes_no_bit(found):
     expected = {"rivals-margin", "exact-lipschitz", "rivals-remainder", "rivals-samples", "pgd-x_adv"}
     assert expected | {"radial-margin", "blocks-maxima"} <= set(measured)
     for what, meshes in measured.items():
-        assert len(meshes) == (4 if what.startswith("rivals") else 2)
+        assert len(meshes) == (3 if what.startswith("rivals") else 2)
         for mesh, values in meshes.items():
             np.testing.assert_array_equal(values, meshes["1x1"], err_msg=f"{what} on {mesh}")
     assert len(set(measured["rivals-margin"]["8x1"])) == 9
@@ -82,7 +82,7 @@ def test_two_processes_give_the_same_bits_as_one(found, tmp_path):
     finish(*[start(path, coordinator, process, 2) for process, path in enumerate(paths)])
     for path in paths:
         result = read(path)
-        assert len(result) > 20
+        assert {"2x4-rivals-margin", "2x4-rivals-lipschitz", "8x1-pgd-x_adv"} <= set(result)
         for name, values in result.items():
             np.testing.assert_array_equal(values, found[name], err_msg=name)
 

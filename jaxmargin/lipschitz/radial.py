@@ -76,6 +76,7 @@ def radial_margin(
       Hein and Andriushchenko 2017, theorem 2.1, with its maximum over the radius.
 
     >>> import jax, jax.numpy as jnp
+    >>> from jaxmargin.lipschitz import lipschitz_margin
     >>> steep_at_2 = lambda x: jnp.stack([1 - x[0] - 9 * jax.nn.relu(x[0] - 2), 0 * x[0]])
     >>> for measure in (lipschitz_margin, radial_margin):
     ...     print(measure(steep_at_2, jax.random.key(0), jnp.zeros(1), 0, num_samples=1024).margin)
