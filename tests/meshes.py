@@ -30,10 +30,9 @@ def main(out, coordinator=None, process=0, count=1):
         devices = np.array(jax.devices()).reshape(int(count), -1)[:, : points * samples // int(count)]
         mesh = jax.sharding.Mesh(devices.reshape(points, samples), ("points", "samples"))
         whole = (points, samples) in ((1, 1), (2, 4))
+        modes = [False, True] if whole else [False]
         if coordinator:  # each program is compiled by each process: one measure along each axis is enough
             modes = [False] if samples > 1 else []
-        else:
-            modes = [False, True] if whole else [False]
         for exact in modes:
             options = dict(radius=2.0, num_samples=3000, chunk_size=100, exact=exact, batch_size=4)
             run = jm.over_batch(jm.lipschitz_margin, model.apply, mesh=mesh, **options)

@@ -28,10 +28,19 @@ def logits_fn(w, x):
     return jnp.stack([-0.5 * jnp.vdot(w, x), 0.5 * jnp.vdot(w, x)])
 
 
+@functools.cache
+def search(**options):
+    """One compilation a norm and number of steps: radii and classifiers are traced."""
+
+    def one(w, epsilon, key, x, y):
+        return jm.attacks.an_pgd(functools.partial(logits_fn, w), key, x, y, epsilon=epsilon, d_max=D_MAX, **options)
+
+    return jax.jit(jax.vmap(one, (None, None, 0, 0, 0)))
+
+
 def found_by(norm, epsilon, *, xs, ys, w, **options):
-    search = functools.partial(jm.attacks.an_pgd, functools.partial(logits_fn, w), norm=norm, d_max=D_MAX, **options)
     keys = jax.random.split(jax.random.key(0), len(xs))
-    return jax.vmap(lambda key, x, y: search(key, x, y, epsilon=epsilon))(keys, xs, ys)
+    return search(norm=norm, **options)(w, epsilon, keys, xs, ys)
 
 
 @pytest.mark.parametrize("name", ["l2", "linf"])
@@ -70,7 +79,7 @@ def test_the_box_holds_the_point_and_its_distance_counts():
     xs, ys = np.float32([[0.9, 0.9, 0.5, 0.5], [0.6, 0.3, 0.1, 1.0]]), np.array([1, 1])
     shifted = lambda x: logits_fn(w, x - jnp.float32([0.5, 0.5, 0.0, 0.0]))  # noqa: E731
     run = functools.partial(jm.attacks.an_pgd, shifted, epsilon=0.5, d_max=2.0, box=(0.0, 1.0), num_steps=40)
-    found = jax.vmap(run)(jax.random.split(jax.random.key(0), 2), xs, ys)
+    found = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), 2), xs, ys)
     assert ((found.x_adv >= 0) & (found.x_adv <= 1)).all()
     np.testing.assert_allclose(found.distance, np.linalg.norm(found.x_adv - xs, axis=1), rtol=1e-5)
 
@@ -79,9 +88,14 @@ def test_the_released_code_overstates_the_distance_where_the_box_shortens_the_di
     """x1 + x2 falls fastest to (0, 0), 0.6 away and well inside of the ball of radius 1; the boundary is 0.4 away."""
     x, y = jnp.float32([0.6, 0.0]), jnp.array(1)
     shifted = lambda x: logits_fn(jnp.ones(2), x - jnp.float32([0.2, 0.0]))  # noqa: E731
-    search = functools.partial(jm.attacks.an_pgd, shifted, x=x, y=y, d_max=2.0, num_steps=40, num_halvings=20)
-    options = dict(epsilon=1.0, box=(0.0, 1.0))
-    ours, theirs = (search(key=jax.random.key(0), reference=reference, **options) for reference in (False, True))
+    options = dict(epsilon=1.0, box=(0.0, 1.0), d_max=2.0, num_steps=40, num_halvings=20)
+
+    @jax.jit
+    def both(key):
+        search = functools.partial(jm.attacks.an_pgd, shifted, x=x, y=y, **options)
+        return [search(key=jax.random.clone(key), reference=reference) for reference in (False, True)]
+
+    ours, theirs = both(jax.random.key(0))
     np.testing.assert_allclose(ours.distance, 0.4, rtol=1e-3)
     np.testing.assert_allclose(jnp.linalg.norm(theirs.x_adv - x), 0.4, rtol=1e-3)
     np.testing.assert_allclose(theirs.distance, 0.4 / 0.6, rtol=1e-3)
@@ -96,9 +110,8 @@ def test_both_agree_where_nothing_shortens_the_direction():
 
 def test_the_soft_boundary_is_never_farther_than_the_classifiers(tiny):
     """d_SLM <= d: where the prediction changes, the soft margin has changed its sign already."""
-    logits = functools.partial(tiny.model.apply, tiny.params)
-    ys = jnp.argmax(jax.vmap(logits)(tiny.xs), 1)
-    soft = jax.vmap(lambda x, y: soft_logit_margin(logits(x), y))
+    ys = tiny.predicted
+    soft = jax.jit(jax.vmap(lambda x, y: soft_logit_margin(tiny.model.apply(tiny.params, x), y)))
     nearest = jm.over_batch(jm.minimum_norm, tiny.model.apply, num_steps=100)
     found = nearest(tiny.params, jax.random.key(0), tiny.xs, ys)
     assert found.found.all() and (soft(tiny.xs, ys) > 0).any()

@@ -99,8 +99,13 @@ def test_a_tie_of_equal_classes_lies_on_the_boundary_too():
 
 def test_a_class_that_no_step_can_reach_is_infinitely_far_or_capped():
     weights = jnp.array([[1.0, 2.0], [1.0, 2.0]])
-    args = lambda x: weights @ x + jnp.array([1.0, 0.0]), jax.random.key(0), jnp.zeros(2), 0  # noqa: E731
-    exact, sampled = jm.linear_margin(*args), jm.lipschitz_margin(*args, radius=3.0, num_samples=64)
+
+    @jax.jit
+    def run(key):
+        args = lambda x: weights @ x + jnp.array([1.0, 0.0]), key, jnp.zeros(2), 0  # noqa: E731
+        return jm.linear_margin(*args), jm.lipschitz_margin(*args, radius=3.0, num_samples=64)
+
+    exact, sampled = run(jax.random.key(0))
     assert exact.margin == np.inf
     assert not exact.capped
     assert sampled.margin == 3.0

@@ -80,10 +80,14 @@ def moved(params, direction, length):
     return jax.tree.map(lambda leaf, slope: leaf + length * np.asarray(slope, np.float64), params, direction)
 
 
+@jax.jit
+def loss_slopes(params, z, y):
+    return jax.grad(lambda params, z: -soft_logit_margin(logits_of(params, z), y), (0, 1))(params, z)
+
+
 def slope_by_envelope(params, x, offset, y, norm):
     """-(1 / |grad_delta L|_*) grad_theta L(x + delta*), the gradient of the distance in the parameters."""
-    loss = lambda params, z: -soft_logit_margin(logits_of(params, z), y)  # noqa: E731
-    by_params, by_input = jax.grad(loss, (0, 1))(as_float32(params), jnp.float32(x + offset))
+    by_params, by_input = loss_slopes(as_float32(params), jnp.float32(x + offset), y)
     return jax.tree.map(lambda leaf: -leaf / norm.dual_size(by_input), by_params)
 
 

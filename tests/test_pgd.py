@@ -16,11 +16,6 @@ NORMS = {"l2": (jm.l2, 2, 2), "linf": (jm.linf, np.inf, 1), "l1": (jm.l1, 1, np.
 norms = pytest.mark.parametrize(("norm", "order", "dual"), NORMS.values(), ids=NORMS)
 
 
-def right(linear):
-    """The same classifier, every label the predicted one."""
-    return linear._replace(ys=np.argmax(linear.xs @ linear.weights.T + linear.biases, 1))
-
-
 def attack(linear, key, apply_fn=None, **options):
     run = jm.over_batch(jm.pgd, apply_fn or linear.apply, **options)
     return run(linear.params, key, jnp.asarray(linear.xs, jnp.float32), linear.ys)
@@ -32,7 +27,7 @@ def sizes(linear, found, order):
 
 @norms
 def test_an_attack_finds_a_point_exactly_where_the_boundary_is_within_reach(norm, order, dual, key):
-    linear = right(random_linear(2))  # two classes: the way to the boundary is the steepest one
+    linear = random_linear(2).right()  # two classes: the way to the boundary is the steepest one
     distances = linear.margins(dual)
     epsilon = float(np.median(distances))
     options = dict(norm=norm, epsilon=epsilon, step_size=epsilon / 40, num_steps=300, loss="logit_margin")
@@ -46,7 +41,7 @@ def test_an_attack_finds_a_point_exactly_where_the_boundary_is_within_reach(norm
 @norms
 def test_what_is_found_lies_in_the_ball_and_the_box_beyond_the_exact_distance(norm, order, dual, key):
     linear = random_linear(4)
-    linear = right(linear._replace(xs=np.float64(np.float32(1 / (1 + np.exp(-linear.xs))))))  # inside (0, 1)
+    linear = linear._replace(xs=np.float64(np.float32(1 / (1 + np.exp(-linear.xs))))).right()  # inside (0, 1)
     epsilon = float(np.median(linear.margins(dual)))
     options = dict(norm=norm, epsilon=epsilon, step_size=epsilon / 20, num_steps=80, box=(0.0, 1.0))
     found = attack(linear, key, **options)
@@ -66,7 +61,7 @@ def test_found_and_distance_say_what_the_classifier_says_of_x_adv(linear, key):
 
 
 def test_a_saturated_cross_entropy_finds_nothing_where_the_margin_finds_all(key):
-    linear = right(random_linear(3, dimension=64, n=60))
+    linear = random_linear(3, dimension=64, n=60).right()
     distances = linear.margins(2)
     scaled = linear._replace(weights=linear.weights * 1000, biases=linear.biases * 1000)
     np.testing.assert_allclose(scaled.margins(2), distances)  # scaling the logits moves no boundary
@@ -89,8 +84,7 @@ def test_only_the_last_iterate_counts_even_for_a_point_that_was_wrong(key):
 
 def test_dlr_raises_the_error_of_a_fresh_network(tiny, key):
     run = jm.over_batch(jm.pgd, tiny.model.apply, epsilon=3.0, step_size=0.2, num_steps=40, loss="dlr", restarts=3)
-    ys = np.argmax(jax.vmap(tiny.model.apply, (None, 0))(tiny.params, tiny.xs), 1)
-    assert run(tiny.params, key, tiny.xs, ys).found.mean() > 0.7
+    assert run(tiny.params, key, tiny.xs, tiny.predicted).found.mean() > 0.7
 
 
 def test_dlr_refuses_two_classes(key):

@@ -35,10 +35,16 @@ def norm_of(matrix):
     return np.linalg.norm(np.float64(matrix), 2)
 
 
+@functools.partial(jax.jit, static_argnames=("kind", "shape", "padding"))
+def bound_of(kernel, shape, kind="dense", padding=None):
+    (bound,) = spectral_norms([Layer(kind, kernel, padding=padding)], shape)
+    return bound
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (7, 3), (3, 7), (200, 90), (64, 64)])
 def test_the_norm_of_a_dense_layer_is_bounded_closely(shape):
     kernel = kernel_of(*shape)
-    (bound,) = np.float64(spectral_norms([Layer("dense", jnp.asarray(kernel))], (shape[0],)))
+    bound = np.float64(bound_of(kernel, shape[:1]))
     assert norm_of(kernel) <= bound <= norm_of(kernel) * (1.0001 + np.log(min(shape)) / 2048)
 
 
@@ -46,7 +52,7 @@ def test_the_norm_of_a_dense_layer_is_bounded_closely(shape):
 def test_equal_singular_values_are_the_hardest_case_and_sizes_do_not_matter(scale):
     orthogonal = np.linalg.qr(np.random.default_rng(0).normal(size=(50, 50)))[0]
     kernel = np.float32(scale * orthogonal)
-    (bound,) = np.float64(spectral_norms([Layer("dense", jnp.asarray(kernel))], (50,)))
+    bound = np.float64(bound_of(kernel, (50,)))
     assert norm_of(kernel) <= bound <= norm_of(kernel) * (1.0001 + np.log(50) / 2048)
 
 
@@ -57,9 +63,8 @@ def test_equal_singular_values_are_the_hardest_case_and_sizes_do_not_matter(scal
 )
 def test_the_norm_of_a_convolution_is_bounded(image, window, channels, padding):
     kernel = kernel_of(*window, *channels)
-    layer = Layer("conv", jnp.asarray(kernel), padding=padding)
     matrix = conv_matrix(kernel, (*image, channels[0]), padding)
-    (bound,) = np.float64(spectral_norms([layer], (*image, channels[0])))
+    bound = np.float64(bound_of(kernel, (*image, channels[0]), "conv", padding))
     assert norm_of(matrix) <= bound < norm_of(matrix) * 1.6
 
 
@@ -67,7 +72,7 @@ def test_the_norm_of_a_convolution_is_bounded(image, window, channels, padding):
 def test_on_a_larger_image_the_torus_is_close_to_the_zero_padded_image(padding):
     kernel = kernel_of(3, 3, 2, 3)
     matrix = conv_matrix(kernel, (18, 18, 2), padding)
-    (bound,) = np.float64(spectral_norms([Layer("conv", jnp.asarray(kernel), padding=padding)], (18, 18, 2)))
+    bound = np.float64(bound_of(kernel, (18, 18, 2), "conv", padding))
     assert norm_of(matrix) <= bound < norm_of(matrix) * 1.04
 
 
@@ -84,16 +89,20 @@ def test_a_convolution_that_only_shifts_has_norm_one():
     kernel = np.zeros((3, 3, 4, 4), np.float32)
     kernel[2, 0] = np.eye(4)
     for padding in ("SAME", "VALID"):
-        (bound,) = spectral_norms([Layer("conv", jnp.asarray(kernel), padding=padding)], (9, 9, 4))
-        assert 1 <= bound < 1.002
+        assert 1 <= bound_of(kernel, (9, 9, 4), "conv", padding) < 1.002
 
 
 def test_the_lipschitz_constant_is_the_product_and_bounds_every_slope(key):
     model = models.cnn((8, 8, 1), 3, widths=(4, 8), hidden=16)
     params = random_params(model)
     logits_fn = functools.partial(model.apply, params)
-    bound = jax.jit(lambda params: jm.lipschitz_bound(functools.partial(model.apply, params), (8, 8, 1)))(params)
-    norms = jax.jit(lambda params: spectral_norms(model.layers(params), (8, 8, 1)))(params)
+
+    @jax.jit
+    def run(params):
+        bound = jm.lipschitz_bound(functools.partial(model.apply, params), (8, 8, 1))
+        return bound, spectral_norms(model.layers(params), (8, 8, 1))
+
+    bound, norms = run(params)
     np.testing.assert_allclose(bound, np.prod(norms), rtol=1e-5)
     xs = jax.random.normal(key, (50, 8, 8, 1))
     slopes = jax.jit(jax.vmap(jax.jacrev(logits_fn)))(xs).reshape(50, 3, 64)
