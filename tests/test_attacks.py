@@ -23,7 +23,10 @@ ATTACKS = {
 }
 attacks = pytest.mark.parametrize("name", ATTACKS)
 PAIRS = [(name, norm) for name in ATTACKS for norm in ORDERS if (name, norm) != ("square", "l1")]
-pairs = pytest.mark.parametrize(("name", "norm"), PAIRS)
+pairs = pytest.mark.parametrize(
+    ("name", "norm"),
+    [pytest.param(*pair, marks=pytest.mark.slow if pair[0] in ("worst_case", "pgd, best") else ()) for pair in PAIRS],
+)
 
 
 def logits_of(params, x):
@@ -113,6 +116,7 @@ def test_constant_logits_leave_an_attack_with_nothing(name, key):
     assert np.isinf(found.distance).all()
 
 
+@pytest.mark.slow
 def test_apgd_breaks_what_lies_just_beyond_the_nearest_adversarial_example(tiny, key):
     ys = tiny.predicted
     distances = jm.over_batch(jm.minimum_norm, tiny.model.apply)(tiny.params, key, tiny.xs, ys).distance
@@ -139,6 +143,7 @@ def test_square_refuses_what_it_has_no_windows_for(key):
         jm.square(lambda x: x.reshape(-1)[:2], key, jnp.ones((1, 2, 2, 1)), 0, epsilon=1.0)
 
 
+@pytest.mark.slow
 def test_square_needs_no_gradients(key):
     """A classifier that rounds its input has none; the attacks with gradients stand still."""
     weights = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 1)), jnp.float32)

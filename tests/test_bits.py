@@ -22,6 +22,7 @@ def points(model, n):
 
 
 # XLA's CPU backend sums arrays below 4,096 entries in another order than large ones: few inputs are the hard case.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("measure", "sizes"),
     [
@@ -43,6 +44,7 @@ def test_neither_batch_nor_chunk_changes_a_bit(measure, sizes, tiny, key):
     assert len({leaf.tobytes() for leaf in np.asarray(first[0])}) == 9
 
 
+@pytest.mark.slow
 def test_neither_batch_nor_chunk_changes_a_bit_for_a_cnn():
     options = dict(radius=2.0, num_samples=64)
     first, second = (
@@ -52,6 +54,7 @@ def test_neither_batch_nor_chunk_changes_a_bit_for_a_cnn():
     assert_same_bits(first, second)
 
 
+@pytest.mark.slow
 def test_the_size_of_a_batch_changes_no_bit_of_a_bracket():
     model = models.mlp((6,), 3, hidden=8)
     params, key, xs, ys = points(model, 9)
@@ -61,6 +64,7 @@ def test_the_size_of_a_batch_changes_no_bit_of_a_bracket():
     assert_same_bits(*(run(params, jax.random.clone(key), *many) for run in runs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attack", "options", "sizes"),
     [
@@ -80,6 +84,7 @@ def test_the_batch_and_the_neighbours_change_no_bit_of_an_attack(attack, options
     assert_same_bits(first, second)
 
 
+@pytest.mark.slow
 def test_nor_where_hidden_layers_are_written_the_other_way_round(key):
     rng = np.random.default_rng(0)
     params = [np.float32(rng.normal(size=shape) / 15) for shape in ((300, 100), (5, 300))]
@@ -105,6 +110,7 @@ def test_the_batch_does_not_change_a_bit_of_a_linear_margin():
 # Blocks ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "hidden", "norm"), [("gram", 7, jm.l2), ("mlp", 40, jm.linf), ("black box", 40, jm.l2)]
 )

@@ -25,6 +25,7 @@ def as_params(nets):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dimension", "num_classes"), [(2, 2), (3, 5)])
 def test_the_exact_distance_of_tiny_networks_lies_in_the_bracket(dimension, num_classes):
     n = 60
@@ -46,6 +47,7 @@ def test_the_exact_distance_of_tiny_networks_lies_in_the_bracket(dimension, num_
     np.testing.assert_array_equal(found.contradicts, found.estimated > found.attacked * (1 + 1e-4))
 
 
+@pytest.mark.slow
 def test_a_bracket_holds_what_its_parts_give(tiny, key):
     options = dict(num_samples=512, chunk_size=256)
     three = jm.over_batch(jm.bracket, tiny.model.apply, num_steps=40, **options)(tiny.params, key, tiny.xs, tiny.ys)
@@ -83,6 +85,7 @@ def test_a_black_box_says_that_nothing_is_certified(linear, key):
     assert np.isfinite(three.attacked).all()
 
 
+@pytest.mark.slow
 def test_an_estimate_beyond_a_found_adversarial_contradicts_itself(key):
     """A spike that no sample of the ball meets: the sampled slopes miss it, the attack starts beside it."""
 

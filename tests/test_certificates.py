@@ -17,9 +17,11 @@ pytestmark = pytest.mark.hurried
 NORMS = {"l2": jm.l2, "linf": jm.linf, "l1": jm.l1}
 CNN = models.cnn((8, 8, 1), 3, widths=(4, 8), hidden=16)
 MLP = models.mlp((8, 8, 1), 3, hidden=32)
-# A cnn compiles slowly.
-CASES = {"mlp l2": (MLP, "l2"), "mlp linf": (MLP, "linf"), "mlp l1": (MLP, "l1"), "cnn l2": (CNN, "l2")}
-cases = pytest.mark.parametrize(("model", "name"), CASES.values(), ids=CASES)
+cases = pytest.mark.parametrize(
+    ("model", "name"),
+    [(MLP, "l2"), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((MLP, "linf"), (MLP, "l1"), (CNN, "l2")))],
+    ids=["mlp l2", "mlp linf", "mlp l1", "cnn l2"],  # a cnn compiles slowly
+)
 
 
 @functools.cache
@@ -86,7 +88,7 @@ def test_the_class_is_the_same_all_over_the_certified_ball(model, name, key):
         assert (classes(jax.random.split(jax.random.key(1), 400), x, distance) == y).all()
 
 
-@pytest.mark.parametrize("model", [MLP, CNN], ids=["mlp", "cnn"])
+@pytest.mark.parametrize("model", [MLP, pytest.param(CNN, marks=pytest.mark.slow)], ids=["mlp", "cnn"])
 def test_scaling_the_last_layer_moves_no_certificate(model, key):
     params, xs, ys = digits_like(model)
     last = last_of(params)
@@ -98,6 +100,7 @@ def test_scaling_the_last_layer_moves_no_certificate(model, key):
             np.testing.assert_allclose(getattr(found, name), getattr(reference, name), rtol=2e-6)
 
 
+@pytest.mark.slow
 def test_more_steps_never_lower_a_certificate_and_a_larger_radius_hardly_does(key):
     params, xs, ys = digits_like(MLP)
     few, many = (certified(MLP, num_steps=steps)(params, key, xs, ys).relaxed for steps in (1, 16))
@@ -147,6 +150,7 @@ def spoiled(leaf, bad):
     return leaf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("layer", ["Conv_0", "Conv_3", "Dense_0", "Dense_2"])
 def test_weights_that_are_not_finite_give_nan(layer, bad, key):
@@ -157,6 +161,7 @@ def test_weights_that_are_not_finite_give_nan(layer, bad, key):
         assert np.isnan(found.distance).all()
 
 
+@pytest.mark.slow
 def test_float64_stays_inside(key):
     params, xs, ys = digits_like(MLP)
     logits_fn = functools.partial(MLP.apply, params)

@@ -54,7 +54,9 @@ def test_an_affine_network_is_measured_exactly(num_classes, name, key):
     assert found.supported.all()
 
 
-@pytest.mark.parametrize("num_classes", [2, 3, 5])
+@pytest.mark.parametrize(
+    "num_classes", [pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)]
+)
 def test_no_certificate_is_beyond_the_exact_distance(num_classes):
     nets, xs = pairs(num_classes)
     exact = np.array([[distance(net, np.float64(x)) for x in points] for net, points in zip(nets, xs, strict=True)])

@@ -21,7 +21,9 @@ NETWORKS = {
     "mlp": models.mlp((8, 8, 1), 3, hidden=12),
 }
 CASES = [("l2", "mlp"), ("linf", "mlp"), ("l1", "mlp"), ("l2", "cnn"), ("linf", "odd cnn")]  # a cnn compiles slowly
-cases = pytest.mark.parametrize(("name", "network"), CASES)
+cases = pytest.mark.parametrize(
+    ("name", "network"), [pytest.param(*case, marks=pytest.mark.slow if "cnn" in case[1] else ()) for case in CASES]
+)
 
 
 def step(layer, z):

@@ -42,6 +42,7 @@ def test_following_the_rivals_gives_the_margins_of_all_classes():
     assert (rivals.lipschitz < exact.lipschitz).any()
 
 
+@pytest.mark.slow
 def test_rivals_decide_the_margins_of_tiny_networks_too():
     rivals, num_samples = 0, 1024
     for nets in (nets_of(3), nets_of(5)):
@@ -51,7 +52,9 @@ def test_rivals_decide_the_margins_of_tiny_networks_too():
     assert rivals > 100
 
 
-@pytest.mark.parametrize("num_samples", [PILOT // 4, PILOT, PILOT + 1, 3 * PILOT])
+@pytest.mark.parametrize(
+    "num_samples", [PILOT // 4, PILOT, *(pytest.param(n, marks=pytest.mark.slow) for n in (PILOT + 1, 3 * PILOT))]
+)
 def test_any_number_of_samples_will_do(num_samples):
     options = dict(num_samples=num_samples, chunk_size=num_samples)
     rivals, exact = found(**options), found(exact=True, **options)
@@ -59,12 +62,14 @@ def test_any_number_of_samples_will_do(num_samples):
     assert (rivals.samples == num_samples).all()
 
 
+@pytest.mark.slow
 def test_other_norms_and_boxes_are_followed_alike():
     for norm, box in ((jm.linf, None), (jm.l1, None), (jm.l2, (-4.0, 4.0))):
         options = dict(norm=norm, box=box, num_samples=2048)
         np.testing.assert_array_equal(found(**options).margin, found(exact=True, **options).margin)
 
 
+@pytest.mark.slow
 def test_where_float64_is_on_the_same_is_found(key):
     with jax.enable_x64(True):
         model = models.mlp((4, 3), 4, hidden=16)
@@ -102,6 +107,7 @@ def test_of_many_classes_only_the_rivals_see_all_samples(key):
     assert np.mean(seen) < 4 * PILOT_OF_MANY
 
 
+@pytest.mark.slow
 def test_many_classes_give_the_margins_of_all_of_them(key):
     model = models.mlp((4, 3), 120, hidden=32)
     xs = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4, 3)), jnp.float32)
@@ -115,6 +121,7 @@ def test_many_classes_give_the_margins_of_all_of_them(key):
     assert default.rivals.mean() < 10
 
 
+@pytest.mark.slow
 def test_a_point_whose_margin_is_capped_is_settled_early():
     margins = found(radius=0.02)
     capped = np.asarray(margins.capped)
@@ -151,6 +158,7 @@ def test_a_class_left_behind_that_comes_too_close_is_flagged_and_run_to_the_end(
 # Stopping when it is settled ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exact", [False, True])
 def test_a_tolerance_stops_the_sampling_and_says_where(exact):
     whole = found(exact=exact)

@@ -38,6 +38,7 @@ def capped(net, share):
     return found._replace(capped=jnp.arange(60) < 60 * share)
 
 
+@pytest.mark.slow
 def test_a_sound_classifier_raises_nothing(net):
     flags = check(net[0].apply, net, margins=capped(net, 0.05))
     assert raised(flags) == set()
@@ -65,11 +66,13 @@ def test_a_rounded_input_has_no_gradients(net):
     assert {"zero gradients", "gradients mislead"} <= raised(flags)
 
 
+@pytest.mark.slow
 def test_probabilities_are_noticed_and_their_logarithms_attacked(net):
     flags = check(lambda params, x: jax.nn.softmax(net[0].apply(params, x)), net)
     assert raised(flags) == {"probabilities as logits"}
 
 
+@pytest.mark.slow
 def test_a_forward_pass_that_changes_and_inputs_outside_the_box_are_noticed(net):
     noise = iter(range(10**6))
     _, params, xs, ys = net
@@ -130,6 +133,7 @@ def test_a_weak_loss_is_one_that_leaves_points_others_break():
     assert not weak_loss([0.9], [0.88]).raised
 
 
+@pytest.mark.slow
 def test_where_nothing_is_right_or_nothing_moves_there_is_an_answer_all_the_same(net):
     model, params, xs, ys = net
     wrong = jm.health_check(model.apply, params, xs, (ys + 1) % 4, num_steps=40)

@@ -16,6 +16,7 @@ def held(run, *arguments):
     return jax.jit(run).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("measure", [jm.local_lipschitz, jm.radial_margin])
 def test_samples_are_held_a_chunk_at_a_time(measure, tiny, key):
     def run(params, key, x, num_samples):
@@ -27,6 +28,7 @@ def test_samples_are_held_a_chunk_at_a_time(measure, tiny, key):
     assert many <= 1.1 * few
 
 
+@pytest.mark.slow
 def test_many_certificates_take_no_more_memory_than_a_few_beyond_what_they_return(key):
     model = models.mlp((28, 28, 1))
     params, xs = random_params(model), np.zeros((1000, 28, 28, 1), np.float32)

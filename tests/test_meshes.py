@@ -51,6 +51,7 @@ def by_mesh(found):
     return sorted_out
 
 
+@pytest.mark.slow
 def test_the_number_of_devices_changes_no_bit(found):
     measured = by_mesh(found)
     expected = {"rivals-margin", "exact-lipschitz", "rivals-remainder", "rivals-samples", "pgd-x_adv"}
@@ -62,6 +63,7 @@ def test_the_number_of_devices_changes_no_bit(found):
     assert len(set(measured["rivals-margin"]["8x1"])) == 9
 
 
+@pytest.mark.slow
 def test_a_mesh_gives_what_no_mesh_gives(found, tiny):
     from helpers import random_params
 
@@ -74,6 +76,7 @@ def test_a_mesh_gives_what_no_mesh_gives(found, tiny):
         np.testing.assert_array_equal(values, found[f"8x1-rivals-{field}"], err_msg=field)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_bits_as_one(found, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

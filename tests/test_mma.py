@@ -57,6 +57,7 @@ def unpublished(monkeypatch):
     monkeypatch.setattr(mma.publish, "publish", create_autospec(mma.publish.publish, return_value=study))
 
 
+@pytest.mark.slow
 def test_every_method_has_its_row_and_its_card(straight):
     rows = (straight / "table.md").read_text().strip().splitlines()[2:]
     assert [row.split("|")[1].strip() for row in rows] == ["pgd-0.25", "pgd-0.5", "pgd-ens", "mma-1"]
@@ -73,6 +74,7 @@ def test_every_method_has_its_row_and_its_card(straight):
         assert set(card) == (settings | set(MmaCard.__annotations__)) - members
 
 
+@pytest.mark.slow
 def test_the_points_agree_with_the_card(straight):
     card = files.read_json(straight / "cards" / "digits-l2-mma-1-seed0.json")
     with np.load(straight / "cards" / "digits-l2-mma-1-seed0.npz") as arrays:
@@ -87,6 +89,7 @@ def test_the_points_agree_with_the_card(straight):
         assert (arrays["plane_loss"] >= -arrays["plane_margin"]).all()  # soft
 
 
+@pytest.mark.slow
 def test_the_report_has_all_the_figures_and_both_papers_in_one_table(straight):
     page = (straight / "report.html").read_text()
     for heading in ("Both papers on one network", "Margins spread", "Lower the loss where?", "Loss landscapes"):
@@ -95,6 +98,7 @@ def test_the_report_has_all_the_figures_and_both_papers_in_one_table(straight):
     assert {path.stem for path in (straight / "figures").glob("*.png")} == {"robust", "spread", "line", "landscape"}
 
 
+@pytest.mark.slow
 def test_a_cut_run_ends_with_the_same_bytes(straight, unpublished, tmp_path, monkeypatch, capsys):
     append, calls = files.append_record, []
 
@@ -118,6 +122,7 @@ def test_a_cut_run_ends_with_the_same_bytes(straight, unpublished, tmp_path, mon
             np.testing.assert_array_equal(here[name], there[name])
 
 
+@pytest.mark.slow
 def test_an_ensemble_votes_over_its_members(straight):
     paths = [straight / f"cells/digits-l2-pgd-{size}-seed0/params.npz" for size in (0.25, 0.5)]
     members = [dict(np.load(path)) for path in paths]
@@ -130,6 +135,7 @@ def test_an_ensemble_votes_over_its_members(straight):
     assert card["members"] == ["pgd-0.5", "pgd-0.25"] and card["average_certified"] is None
 
 
+@pytest.mark.slow
 def test_an_ensemble_of_others_is_another_one(straight, unpublished, tmp_path):
     workdir = shutil.copytree(straight, tmp_path / "study")
     assert mma.main([*TINY, "--methods", "pgd-0.5", "pgd-ens", "--workdir", str(workdir)]) == 0
@@ -139,6 +145,7 @@ def test_an_ensemble_of_others_is_another_one(straight, unpublished, tmp_path):
     np.testing.assert_allclose(card["clean_accuracy"], single["clean_accuracy"])
 
 
+@pytest.mark.slow
 def test_a_cell_that_diverges_does_not_keep_the_others_from_their_cards(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Cell, "build_optimizer", lambda self: optax.sgd(0.1 if self.method == "amr" else 1e38))
     arguments = [*TINY, "--workdir", str(tmp_path), "--methods", "pgd-0.5", "pgd-ens"]
@@ -151,6 +158,7 @@ def test_a_cell_that_diverges_does_not_keep_the_others_from_their_cards(tmp_path
     assert "digits-l2-std-seed0: the loss is not finite" in said.err and not said.out
 
 
+@pytest.mark.slow
 def test_results_take_a_study_over_and_refuse_another_configuration(straight, tmp_path, capsys):
     assert results.main([str(straight), "--results", str(tmp_path / "results")]) == 0
     text = (tmp_path / "results" / "README.md").read_text()
@@ -165,6 +173,7 @@ def test_results_take_a_study_over_and_refuse_another_configuration(straight, tm
     assert "has another steps than in" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_another_configuration_in_the_same_workdir_is_refused(straight, capsys):
     assert mma.main([*TINY, "--methods", "std", "--workdir", str(straight), "--steps", "30"]) == 2
     assert "steps=30 (there: 20)" in capsys.readouterr().err
@@ -293,6 +302,7 @@ def test_without_mma_there_is_nothing_to_gain():
     assert robust_tables.gains(*study_of({("std", 0): [1.0, 2.0], ("pgd-1", 0): [1.0, 2.0]})) == []
 
 
+@pytest.mark.slow
 def test_seeds_share_a_row(straight):
     card = files.read_json(straight / "cards" / "digits-l2-mma-1-seed0.json")
     other = card | {"seed": 1, "clean_accuracy": card["clean_accuracy"] - 0.02, "average_nearest": None}

@@ -17,7 +17,9 @@ pytestmark = pytest.mark.hurried
 NORMS = {"l2": (jm.l2, 2, 2), "linf": (jm.linf, np.inf, 1), "l1": (jm.l1, 1, np.inf)}  # orders of norm and dual
 norms = pytest.mark.parametrize(("norm", "order", "dual"), NORMS.values(), ids=NORMS)
 ATTACKS = {"ddn": jm.ddn, "fmn": jm.fmn, "deepfool": jm.deepfool, "minimum_norm": jm.minimum_norm}
-attacks = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+attacks = pytest.mark.parametrize(
+    "attack", [jm.ddn, jm.fmn, jm.deepfool, pytest.param(jm.minimum_norm, marks=pytest.mark.slow)], ids=ATTACKS
+)
 # How far above the exact distance the median of each may lie, where the boundary is a plane.
 LOOSE = {"ddn": 0.02, "fmn": 0.02, "deepfool": 0.021, "minimum_norm": 1e-4}
 
@@ -52,6 +54,7 @@ def test_the_distance_of_a_linear_classifier_is_met_from_above(name, norm, order
     assert np.median(lengths / distances) <= 1 + LOOSE[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dimension", "num_classes"), [(2, 2), (3, 5)])
 def test_tiny_networks_are_broken_within_two_percent_of_the_exact_distance(dimension, num_classes):
     rng, n = np.random.default_rng((dimension, num_classes)), 80

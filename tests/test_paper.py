@@ -71,6 +71,7 @@ def results(workdir):
     return [(workdir / path).read_bytes() for path in kept] + [json.dumps(card)]
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_training_it_continues_to_the_same_bytes(straight, tmp_path):
     assert "report: " in straight.output and "| mlp | std |" in straight.output
     cache = shutil.copytree(straight.cache, tmp_path / "cache")
@@ -88,6 +89,7 @@ def test_killed_in_the_middle_of_training_it_continues_to_the_same_bytes(straigh
     assert results(tmp_path / "out") == results(straight.workdir)
 
 
+@pytest.mark.slow
 def test_a_second_start_of_a_run_compiles_nothing(straight, tmp_path):
     second = start(tmp_path / "out", straight.cache)
     _, errors = second.communicate(timeout=300)
@@ -229,6 +231,7 @@ def test_published_numbers_are_the_papers_and_only_where_it_has_them():
     assert presets.published("digits", "mlp", "std") is None and presets.published("mnist", "linear", "std") is None
 
 
+@pytest.mark.slow
 def test_mnist_runs_from_a_prepared_folder(tmp_path, capsys):
     prepared = ROOT.parent / "shared" / "data" / "tfds"
     if not (prepared / "mnist").exists():

@@ -103,6 +103,7 @@ def test_a_name_means_the_same_in_metrics_card_and_csv(straight):
         assert signs == (line["train_margin_accuracy"] < 1)
 
 
+@pytest.mark.slow
 def test_linear_margins_are_exact_and_followed_every_epoch(data, tmp_path):
     cell = dataclasses.replace(CELL, model="linear", epochs=3)
     card = run_cell(cell, data, tmp_path)
@@ -120,6 +121,7 @@ def test_linear_margins_are_exact_and_followed_every_epoch(data, tmp_path):
         np.testing.assert_allclose(margin, distance if p == y else -distance, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "moment", ["train margins at epoch 10", "test margins at epoch 11", "published attack", "certified"]
 )

@@ -28,6 +28,7 @@ def test_there_are_two_blocks_of_code():
     assert len(BLOCKS) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", BLOCKS)
 def test_the_code_runs(block):
     names = {}

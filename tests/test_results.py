@@ -50,6 +50,7 @@ def collect(capsys, folder, *workdirs):
     return code, capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_results_stand_beside_the_paper_and_say_what_was_cut(workdir, tmp_path, capsys):
     folder = tmp_path / "results"
     assert collect(capsys, folder, workdir) == (0, "")
@@ -99,6 +100,7 @@ def test_few_images_explain_no_more_than_their_sampling_error():
     assert row["why"] == "cut to 12 of 200 epochs"
 
 
+@pytest.mark.slow
 def test_a_case_study_and_a_question_have_their_sections(workdir, tmp_path, capsys):
     study, question, folder = tmp_path / "case-study-digits", tmp_path / "question-beta", tmp_path / "results"
     arguments = ["--epochs", "20", "--normalised-epochs", "20", "--front-points", "3", "--workdir", str(study)]
@@ -125,6 +127,7 @@ def test_a_case_study_and_a_question_have_their_sections(workdir, tmp_path, caps
     assert code == 2 and "the case study has another classes" in said
 
 
+@pytest.mark.slow
 def test_other_settings_empty_folders_and_equal_names_are_refused(workdir, tmp_path, capsys):
     folder = tmp_path / "results"
     assert collect(capsys, folder, workdir)[0] == 0
@@ -142,6 +145,7 @@ def test_other_settings_empty_folders_and_equal_names_are_refused(workdir, tmp_p
     assert code == 2 and "holds no results" in said
 
 
+@pytest.mark.slow
 def test_only_finished_cells_come_along_and_several_seeds_share_a_row(workdir, tmp_path, capsys):
     (card,) = (workdir / "cards").glob("*.json")
     other = card.name.replace("seed0", "seed1")

@@ -92,6 +92,7 @@ def test_a_convolution_that_only_shifts_has_norm_one():
         assert 1 <= bound_of(kernel, (9, 9, 4), "conv", padding) < 1.002
 
 
+@pytest.mark.slow
 def test_the_lipschitz_constant_is_the_product_and_bounds_every_slope(key):
     model = models.cnn((8, 8, 1), 3, widths=(4, 8), hidden=16)
     params = random_params(model)

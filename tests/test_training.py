@@ -159,6 +159,7 @@ def test_images_are_augmented_anew_at_each_step(data):
     np.testing.assert_array_equal(values, repeated)
 
 
+@pytest.mark.slow
 def test_batch_normalisation_averages_over_the_batch_and_weight_decay_leaves_its_statistics_alone(data):
     images, labels = data[0][:8], data[1][:8]
     model = models.wide_resnet(SHAPE, depth=10, width=1)

@@ -25,7 +25,10 @@ def run(linear, key, **options):
 
 @pytest.mark.parametrize(
     ("num_classes", "norm", "dual"),
-    [(2, jm.l2, 2), (5, jm.l2, 2), (5, jm.linf, 1), (5, jm.l1, np.inf)],  # two classes have one loss less
+    [
+        (2, jm.l2, 2),  # one loss less
+        *(pytest.param(5, *norm, marks=pytest.mark.slow) for norm in ((jm.l2, 2), (jm.linf, 1), (jm.l1, np.inf))),
+    ],
     ids=["two classes", "l2", "linf", "l1"],
 )
 def test_exactly_the_points_within_reach_are_found(num_classes, norm, dual, key):
@@ -41,6 +44,7 @@ def test_exactly_the_points_within_reach_are_found(num_classes, norm, dual, key)
     np.testing.assert_array_equal(found.x_adv[~found.found], np.float32(linear.xs)[~found.found])
 
 
+@pytest.mark.slow
 def test_one_example_by_itself_gives_what_it_gives_in_a_batch(tiny, key):
     options = dict(epsilon=1.0, num_steps=20)
     x, y = tiny.xs[0], tiny.predicted[0]
@@ -51,6 +55,7 @@ def test_one_example_by_itself_gives_what_it_gives_in_a_batch(tiny, key):
     np.testing.assert_allclose(alone.x_adv, together.x_adv[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_scaling_the_last_layer_moves_nothing(key):
     linear = random_linear(4, dimension=20, n=60).right()
     epsilon = float(np.median(linear.margins(2)))
