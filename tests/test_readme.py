@@ -134,5 +134,5 @@ def test_the_table_of_the_mnist_cnn_is_that_of_the_cards():
 
 def test_no_placeholder_is_left():
     assert not re.search(r"TODO|FIXME|XXX", TEXT)
-    for name in ("digits", "estimator", "convolutions"):
+    for name in ("digits", "estimator", "canary"):
         assert len(re.search(f"<!-- {name} -->(.*?)<!-- /{name} -->", TEXT, re.DOTALL).group(1).strip()) > 100
