@@ -178,7 +178,7 @@ def ours(problem: Problem, steps: int) -> Contender:
         states[0], values = epoch(states[0], images, labels)
         return np.asarray(jax.block_until_ready(values))
 
-    return Contender(train, lambda: np.asarray(states[0].memory))
+    return Contender(train, lambda: np.asarray(states[0].example_state))
 
 
 # PyTorch -------------------------------------------------------------------------------------------------------------

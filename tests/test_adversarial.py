@@ -26,10 +26,10 @@ def logits_fn(x):
 
 
 def search(objective, step=0, seed=0):
-    found, memory = objective.prepare(
+    found, example_state = objective.inner_maximization(
         logits_fn, jax.random.key(seed), jnp.asarray(X), jnp.asarray(Y), jnp.array(7.0), jnp.array(step)
     )
-    assert memory == 7.0  # of no concern to these objectives
+    assert example_state == 7.0  # of no concern to these objectives
     return found
 
 
@@ -131,7 +131,7 @@ def test_beta_must_be_positive():
 
 def test_the_objectives_work_under_vmap_and_jit(key):
     objective = objectives.adversarial(epsilon=0.3)
-    run = jax.jit(jax.vmap(functools.partial(objective.prepare, logits_fn), (0, 0, 0, 0, None)))
+    run = jax.jit(jax.vmap(functools.partial(objective.inner_maximization, logits_fn), (0, 0, 0, 0, None)))
     xs, ys = jax.random.uniform(key, (5, 3)), jnp.zeros(5, int)
     x_adv, _ = run(jax.random.split(jax.random.key(1), 5), xs, ys, jnp.zeros(5), jnp.array(0))
     np.testing.assert_allclose(jnp.linalg.norm(x_adv - xs, axis=1), 0.3, rtol=1e-4)

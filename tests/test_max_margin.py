@@ -145,20 +145,24 @@ def test_with_two_classes_the_soft_margin_is_the_logit_margin():
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def slopes(objective, params, x, y, memory, key):
+def slopes(objective, params, x, y, example_state, key):
     """The gradient of one example's loss in the parameters, after the search."""
-    given, _ = objective.prepare(functools.partial(logits_of, params), key, x, y, memory, jnp.array(0))
-    loss = lambda params: objective.example_loss(functools.partial(logits_of, params), key, x, y, given)  # noqa: E731
+    example = (key, x, y)
+    inner_result, _ = objective.inner_maximization(
+        functools.partial(logits_of, params), *example, example_state, jnp.array(0)
+    )
+    loss = lambda params: objective.example_loss(functools.partial(logits_of, params), *example, inner_result)  # noqa: E731
     return jax.grad(loss)(params)
 
 
-def gradient_at(objective, params, x, y, memory=1.0, seed=0):
-    return slopes(objective, params, x, jnp.asarray(y), jnp.asarray(memory), jax.random.key(seed))
+def gradient_at(objective, params, x, y, example_state=1.0, seed=0):
+    return slopes(objective, params, x, jnp.asarray(y), jnp.asarray(example_state), jax.random.key(seed))
 
 
-def prepared(objective, params, x, y, memory=1.0, seed=0):
+def inner_maximum(objective, params, x, y, example_state=1.0, seed=0):
     logits_fn = functools.partial(logits_of, params)
-    return objective.prepare(logits_fn, jax.random.key(seed), x, jnp.asarray(y), jnp.asarray(memory), jnp.array(0))
+    example = (jax.random.key(seed), x, jnp.asarray(y), jnp.asarray(example_state))
+    return objective.inner_maximization(logits_fn, *example, jnp.array(0))
 
 
 def test_a_margin_beyond_d_max_has_no_gradient_and_is_remembered_as_such():
@@ -166,10 +170,10 @@ def test_a_margin_beyond_d_max_has_no_gradient_and_is_remembered_as_such():
     x, y = right_points(params)[0]
     d = distance(params, x, y, 2)[0]
     reach = objectives.mma(d_max=0.5 * d, num_steps=20, clean_weight=0.0)
-    gradient = gradient_at(reach, as_float32(params), jnp.float32(x), y, memory=0.4 * d)
+    gradient = gradient_at(reach, as_float32(params), jnp.float32(x), y, example_state=0.4 * d)
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradient))
-    _, memory = prepared(reach, as_float32(params), jnp.float32(x), y, memory=0.4 * d)
-    np.testing.assert_allclose(memory, LONGER * 0.5 * d, rtol=1e-5)
+    _, example_state = inner_maximum(reach, as_float32(params), jnp.float32(x), y, example_state=0.4 * d)
+    np.testing.assert_allclose(example_state, LONGER * 0.5 * d, rtol=1e-5)
     farther = objectives.mma(d_max=2 * d, num_steps=40, num_halvings=20, clean_weight=0.0)
     gradient = gradient_at(farther, as_float32(params), jnp.float32(x), y)
     assert any((leaf != 0).any() for leaf in jax.tree.leaves(gradient))
@@ -180,10 +184,10 @@ def test_a_wrong_example_counts_with_its_own_cross_entropy_and_is_forgotten():
     x = jnp.float32([0.3, -0.2])
     y = int(jnp.argmin(logits_of(params, x)))
     objective = objectives.mma(d_max=2.0)
-    given, memory = prepared(objective, params, x, y)
-    np.testing.assert_array_equal(given.x_adv, x)
-    assert given.counts and memory == 0
-    value = objective.example_loss(functools.partial(logits_of, params), jax.random.key(0), x, y, given)
+    inner_result, example_state = inner_maximum(objective, params, x, y)
+    np.testing.assert_array_equal(inner_result.x_adv, x)
+    assert inner_result.counts and example_state == 0
+    value = objective.example_loss(functools.partial(logits_of, params), jax.random.key(0), x, y, inner_result)
     np.testing.assert_allclose(value, cross_entropy(logits_of(params, x), y), rtol=1e-6)
 
 
@@ -191,13 +195,13 @@ def test_a_right_example_counts_two_thirds_at_the_boundary_and_one_third_at_itse
     params = network()
     x, y = right_points(params)[1]
     objective = objectives.mma(d_max=3.0, num_steps=40)
-    given, memory = prepared(objective, as_float32(params), jnp.float32(x), y)
+    inner_result, example_state = inner_maximum(objective, as_float32(params), jnp.float32(x), y)
     logits_fn = functools.partial(logits_of, as_float32(params))
-    value = objective.example_loss(logits_fn, jax.random.key(0), jnp.float32(x), y, given)
-    at = [cross_entropy(logits_fn(jnp.asarray(z)), y) for z in (given.x_adv, jnp.float32(x))]
+    value = objective.example_loss(logits_fn, jax.random.key(0), jnp.float32(x), y, inner_result)
+    at = [cross_entropy(logits_fn(jnp.asarray(z)), y) for z in (inner_result.x_adv, jnp.float32(x))]
     np.testing.assert_allclose(value, 2 / 3 * at[0] + 1 / 3 * at[1], rtol=1e-5)
     np.testing.assert_allclose(at[0], np.log(2), atol=0.02)  # where the soft margin is 0
-    np.testing.assert_allclose(memory, np.linalg.norm(given.x_adv - x), rtol=1e-5)
+    np.testing.assert_allclose(example_state, np.linalg.norm(inner_result.x_adv - x), rtol=1e-5)
 
 
 def test_the_search_begins_at_the_distance_remembered_but_not_below_the_least():
@@ -205,11 +209,11 @@ def test_the_search_begins_at_the_distance_remembered_but_not_below_the_least():
     w = jnp.float32([1.0, 0.0])
     logits_fn = lambda z: jnp.stack([jnp.vdot(w, z), jnp.zeros(())])  # noqa: E731
     objective = objectives.mma(d_max=4.0, min_epsilon=0.5, num_steps=50, num_halvings=1)
-    options = dict(x=jnp.float32([1.0, 0.0]), y=jnp.array(0), step=jnp.array(0))
-    halves = {}
-    for memory in (0.0, 0.5, 2.0):
-        given, _ = objective.prepare(logits_fn, memory=jnp.asarray(memory), key=jax.random.key(0), **options)
-        halves[memory] = float(jnp.linalg.norm(given.x_adv - options["x"]))
+    x, halves = jnp.float32([1.0, 0.0]), {}
+    for remembered in (0.0, 0.5, 2.0):
+        example = (jax.random.key(0), x, jnp.array(0), jnp.asarray(remembered))
+        inner_result, _ = objective.inner_maximization(logits_fn, *example, jnp.array(0))
+        halves[remembered] = float(jnp.linalg.norm(inner_result.x_adv - x))
     assert halves[0.0] == halves[0.5]
     np.testing.assert_allclose(halves[0.5], (0.5 + LONGER * 4.0) / 2, rtol=0.02)  # the upper half of [0.5, 4.2]
     np.testing.assert_allclose(halves[2.0], 2.0, rtol=0.02)  # the upper half of [0, 2], whose middle is 1
@@ -228,9 +232,9 @@ def test_the_distance_of_every_example_is_kept_in_the_training_state(batch_size)
     state = init_state(jnp.asarray(w), optax.sgd(0.0), jax.random.key(0), 70)
     state, _ = epoch(state, images, labels)
     exact = np.where(np.arange(70) % 5 == 0, 0.0, np.abs(margins) / np.linalg.norm(w))
-    np.testing.assert_allclose(state.memory, exact, rtol=0.1, atol=1e-4)
+    np.testing.assert_allclose(state.example_state, exact, rtol=0.1, atol=1e-4)
     state, _ = epoch(state, images, labels)
-    np.testing.assert_allclose(state.memory, exact, rtol=0.1, atol=1e-4)
+    np.testing.assert_allclose(state.example_state, exact, rtol=0.1, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -260,7 +260,7 @@ def test_the_rates_of_cifar_fall_at_the_papers_steps():
 def test_each_method_has_its_objective(method):
     objective = mma_presets.cell("digits", "linf", method).build_objective()
     assert isinstance(objective, objectives.Objective)
-    assert (objective.prepare is None) == (method in ("std", "lcr", "amr"))
+    assert (objective.inner_maximization is None) == (method in ("std", "lcr", "amr"))
 
 
 def test_the_least_radius_does_not_exceed_a_small_d_max():

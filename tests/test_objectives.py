@@ -19,20 +19,20 @@ logits = pytest.mark.parametrize("logits", LOGITS.values(), ids=LOGITS)
 KERNEL = np.array([[1.0, 0.5, 0.0], [-1.0, 2.0, 0.3]], np.float32)
 
 
-def literal(form, a, memory):
+def literal(form, a, example_state):
     """The margin term and its slope in the margin a."""
     inside = 0 < a < TAU
     return {
         "ramp": (-np.clip(a, 0, TAU), -float(inside)),
         "hinge": (max(0, TAU - a), -float(a < TAU)),
         "wrong_ramp": (np.clip(-a, 0, TAU), -float(-TAU < a < 0)),
-        "dc": (max(0, TAU - a) + memory * a, memory - float(a < TAU)),
+        "dc": (max(0, TAU - a) + example_state * a, example_state - float(a < TAU)),
     }[form]
 
 
-def value_and_gradient(objective, scores, memory=0.0):
+def value_and_gradient(objective, scores, state=0.0):
     def loss(scores):
-        return objective.example_loss(lambda x: scores + 0 * x, jax.random.key(0), jnp.zeros(3), 0, jnp.asarray(memory))
+        return objective.example_loss(lambda x: scores + 0 * x, jax.random.key(0), jnp.zeros(3), 0, jnp.asarray(state))
 
     return jax.value_and_grad(loss)(jnp.asarray(scores, jnp.float32))
 
@@ -45,11 +45,11 @@ def cross_entropy(scores):
 
 @logits
 @pytest.mark.parametrize("form", ["ramp", "hinge", "wrong_ramp", "dc"])
-@pytest.mark.parametrize("memory", [0.0, 1.0])
-def test_each_form_adds_its_term_to_the_cross_entropy(form, logits, memory):
-    value, gradient = value_and_gradient(objectives.amr(0.3, tau=TAU, form=form), logits, memory)
+@pytest.mark.parametrize("example_state", [0.0, 1.0])
+def test_each_form_adds_its_term_to_the_cross_entropy(form, logits, example_state):
+    value, gradient = value_and_gradient(objectives.amr(0.3, tau=TAU, form=form), logits, example_state)
     a = logits[0] - logits[1]
-    term, slope = literal(form, a, memory)
+    term, slope = literal(form, a, example_state)
     loss, loss_gradient = cross_entropy(logits)
     np.testing.assert_allclose(value, loss + 0.3 * term, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(gradient, loss_gradient + 0.3 * slope * np.array([1, -1, 0]), rtol=1e-5, atol=1e-6)
@@ -81,8 +81,8 @@ def test_dc_never_lies_below_the_ramp_it_majorises():
 
 def test_dc_refreshes_its_memory_with_the_points_that_are_wrong_now():
     refresh = objectives.amr(form="dc").refresh
-    memory = [refresh(lambda x, scores=scores: jnp.asarray(scores), jnp.zeros(3), 0) for scores in LOGITS.values()]
-    np.testing.assert_array_equal(memory, [1, 0, 0])
+    states = [refresh(lambda x, scores=scores: jnp.asarray(scores), jnp.zeros(3), 0) for scores in LOGITS.values()]
+    np.testing.assert_array_equal(states, [1, 0, 0])
 
 
 @pytest.mark.parametrize("form", ["ramp", "hinge", "wrong_ramp"])

@@ -114,7 +114,7 @@ def test_dropout_acts_in_training_only(data):
 def test_a_diverging_loss_names_its_step(data):
     model, optimizer = models.linear(SHAPE), optax.sgd(1.0)
     epoch = train_epoch(model.apply, objectives.standard(), optimizer, batch_size=10, scale=SCALE)
-    poisoned = objectives.Objective(lambda logits_fn, key, x, y, memory: jnp.nan * logits_fn(x)[0])
+    poisoned = objectives.Objective(lambda logits_fn, key, x, y, example_state: jnp.nan * logits_fn(x)[0])
     bad = train_epoch(model.apply, poisoned, optimizer, batch_size=10, scale=SCALE)
     with pytest.raises(DivergedError, match=r"step 8 \(epoch 2\)"):
         for number, _, _ in fit(
@@ -124,7 +124,7 @@ def test_a_diverging_loss_names_its_step(data):
 
 
 def test_the_state_is_data_only():
-    assert TrainState._fields == ("params", "opt_state", "key", "step", "memory")
+    assert TrainState._fields == ("params", "opt_state", "key", "step", "example_state")
 
 
 def test_parts_of_epochs_add_up_to_epochs(data):

@@ -30,7 +30,7 @@ class TrainState(NamedTuple):
     opt_state: Any
     key: jax.Array
     step: jax.Array  # optimiser steps done
-    memory: jax.Array  # [n], what the objective remembers of each training example
+    example_state: jax.Array  # [n], what the objective remembers of each training example
 
 
 class Batch(NamedTuple):
@@ -94,10 +94,10 @@ def train_step(
       (state after the step, value of the objective before it).
     """
     keys = jax.random.split(jax.random.fold_in(state.key, state.step), len(batch.y))
-    given, memory = _prepare(apply_fn, objective, state, batch, keys)
+    inner_result, example_state = _inner_maximization(apply_fn, objective, state, batch, keys)
     observe = getattr(apply_fn, "observe", None)
 
-    def example_loss(params: Any, key: jax.Array, x: jax.Array, y: jax.Array, given: Any) -> tuple[jax.Array, Any]:
+    def example_loss(params: Any, key: jax.Array, x: jax.Array, y: jax.Array, found: Any) -> tuple[jax.Array, Any]:
         key_dropout, key_loss = jax.random.split(key)
         seen = []
 
@@ -109,14 +109,14 @@ def train_step(
             seen.append(moved)
             return logits
 
-        loss = objective.example_loss(logits_fn, key_loss, x, y, given)
+        loss = objective.example_loss(logits_fn, key_loss, x, y, found)
         return loss, jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *seen) if seen else ()
 
     axes: dict[str, Any] = dict(in_axes=(None, 0, 0, 0, 0), out_axes=(0, None), axis_name=BATCH)
     example_losses = loopable(jax.vmap(example_loss, **axes))
 
     def total(params: Any) -> tuple[jax.Array, Any]:
-        losses, moved = example_losses(params, keys, batch.x, batch.y, given)  # [b]
+        losses, moved = example_losses(params, keys, batch.x, batch.y, inner_result)  # [b]
         return jnp.sum(losses * batch.weight) / jnp.sum(batch.weight) + objective.penalty(params), moved
 
     (value, moved), gradient = jax.value_and_grad(total, has_aux=True)(state.params)
@@ -124,27 +124,28 @@ def train_step(
     params = objective.retract(optax.apply_updates(state.params, updates))
     if observe is not None:
         params = params | {"batch_stats": moved["batch_stats"]}
-    return TrainState(params, opt_state, state.key, state.step + 1, memory), value
+    return TrainState(params, opt_state, state.key, state.step + 1, example_state), value
 
 
-def _prepare(
+def _inner_maximization(
     apply_fn: Callable[..., jax.Array], objective: Objective, state: TrainState, batch: Batch, keys: jax.Array
 ) -> tuple[Any, jax.Array]:
-    """What the inner search found for the examples of a batch, [b] each, and the memory [n] after it."""
-    remembered = state.memory[batch.rows]
-    if objective.prepare is None:
-        return remembered, state.memory
-    search, fast = objective.prepare, loopable(apply_fn)  # the search loops, where its convolutions must be fast too
+    """What the inner search found for the examples of a batch, [b] each, and the example_state [n] after it."""
+    remembered = state.example_state[batch.rows]
+    if objective.inner_maximization is None:
+        return remembered, state.example_state
+    search = objective.inner_maximization
+    fast = loopable(apply_fn)  # the search loops, where its convolutions must be fast too
 
-    def one(params: Any, key: jax.Array, x: jax.Array, y: jax.Array, memory: jax.Array) -> tuple[Any, jax.Array]:
+    def one(params: Any, key: jax.Array, x: jax.Array, y: jax.Array, example_state: jax.Array) -> tuple[Any, jax.Array]:
         key_search = jax.random.fold_in(key, _APART)
-        return search(lambda z: fast(params, z, None), key_search, x, y, memory, state.step)
+        return search(lambda z: fast(params, z, None), key_search, x, y, example_state, state.step)
 
     run = loopable(jax.vmap(one, in_axes=(None, 0, 0, 0, 0)))
-    given, found = run(state.params, keys, batch.x, batch.y, remembered)
+    inner_result, found = run(state.params, keys, batch.x, batch.y, remembered)
     # What only fills the last batch up writes beyond the end, that is nowhere.
-    rows = jnp.where(batch.weight > 0, batch.rows, len(state.memory))
-    return given, state.memory.at[rows].set(found, mode="drop")
+    rows = jnp.where(batch.weight > 0, batch.rows, len(state.example_state))
+    return inner_result, state.example_state.at[rows].set(found, mode="drop")
 
 
 def train_epoch(
@@ -220,7 +221,7 @@ def _refreshed(
     def one(example: tuple[jax.Array, jax.Array]) -> jax.Array:
         return refresh(lambda x: apply_fn(state.params, x, None), scaled(example[0], scale), example[1])
 
-    return state._replace(memory=jax.lax.map(one, (images, labels), batch_size=_EVALUATION_BATCH))
+    return state._replace(example_state=jax.lax.map(one, (images, labels), batch_size=_EVALUATION_BATCH))
 
 
 @functools.lru_cache(maxsize=64)

@@ -47,19 +47,19 @@ def adversarial(
     """
     radius, length = _sizes(epsilon, num_steps, step_size, box)
 
-    def prepare(
-        logits_fn: LogitsFn, key: jax.Array, x: jax.Array, y: jax.Array, memory: jax.Array, step: jax.Array
+    def inner_maximization(
+        logits_fn: LogitsFn, key: jax.Array, x: jax.Array, y: jax.Array, example_state: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         size = radius(step)
         start = random_start(key, x, norm, size)
         loss = lambda z: cross_entropy(logits_fn(z), y)  # noqa: E731
         options: dict[str, Any] = dict(norm=norm, step_size=length(size), num_steps=num_steps, box=box)
-        return ascend(loss, start, x, epsilon=size, **options), memory
+        return ascend(loss, start, x, epsilon=size, **options), example_state
 
     def example_loss(logits_fn: LogitsFn, key: jax.Array, x: jax.Array, y: jax.Array, x_adv: jax.Array) -> jax.Array:
         return cross_entropy(logits_fn(x_adv), y)
 
-    return Objective(example_loss, prepare=prepare)
+    return Objective(example_loss, inner_maximization=inner_maximization)
 
 
 def trades(
@@ -95,20 +95,20 @@ def trades(
     radius, length = _sizes(epsilon, num_steps, step_size, box)
     checks.positive("beta", beta)
 
-    def prepare(
-        logits_fn: LogitsFn, key: jax.Array, x: jax.Array, y: jax.Array, memory: jax.Array, step: jax.Array
+    def inner_maximization(
+        logits_fn: LogitsFn, key: jax.Array, x: jax.Array, y: jax.Array, example_state: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         size = radius(step)
         start = x + _NOISE * jax.random.normal(key, x.shape, x.dtype)
         logits = logits_fn(x)
         options: dict[str, Any] = dict(norm=norm, step_size=length(size), num_steps=num_steps, box=box)
-        return ascend(lambda z: _divergence(logits, logits_fn(z)), start, x, epsilon=size, **options), memory
+        return ascend(lambda z: _divergence(logits, logits_fn(z)), start, x, epsilon=size, **options), example_state
 
     def example_loss(logits_fn: LogitsFn, key: jax.Array, x: jax.Array, y: jax.Array, x_adv: jax.Array) -> jax.Array:
         logits = logits_fn(x)
         return cross_entropy(logits, y) + beta * _divergence(logits, logits_fn(x_adv))
 
-    return Objective(example_loss, prepare=prepare)
+    return Objective(example_loss, inner_maximization=inner_maximization)
 
 
 def _sizes(

@@ -15,7 +15,7 @@ from jaxmargin.types import Box
 __all__ = ["mma"]
 
 
-class _Given(NamedTuple):
+class _InnerResult(NamedTuple):
     x_adv: jax.Array  # on the boundary, or as near to it as AN-PGD came; x itself where it is wrong
     counts: jax.Array  # 0 where the boundary is farther away than d_max, else 1
 
@@ -35,8 +35,8 @@ def mma(
 
     The step on  (1 - w) [x right and d(x) < d_max: CE(x + delta*); x wrong: CE(x)] + w CE(x)  with delta* the shortest
     perturbation that AN-PGD finds (``an_pgd``) moves the boundary away from x (Theorem 2.1). AN-PGD searches within
-    max(min_epsilon, the distance found when the example came up last), which is the objective's memory. The boundary
-    is that of the soft logit margin, never farther than the classifier's own.
+    max(min_epsilon, the distance found when the example came up last), which is the example_state. The boundary is that
+    of the soft logit margin, never farther than the classifier's own.
 
     Args:
       norm: of the distance.
@@ -74,18 +74,18 @@ def mma(
         norm=norm, d_max=d_max, num_steps=num_steps, num_halvings=num_halvings, box=box, reference=reference
     )
 
-    def prepare(
-        logits_fn: LogitsFn, key: jax.Array, x: jax.Array, y: jax.Array, memory: jax.Array, step: jax.Array
-    ) -> tuple[_Given, jax.Array]:
+    def inner_maximization(
+        logits_fn: LogitsFn, key: jax.Array, x: jax.Array, y: jax.Array, example_state: jax.Array, step: jax.Array
+    ) -> tuple[_InnerResult, jax.Array]:
         right = soft_logit_margin(logits_fn(x), y) > 0
-        boundary = an_pgd(logits_fn, key, x, y, epsilon=jnp.maximum(memory, least), **search)
+        boundary = an_pgd(logits_fn, key, x, y, epsilon=jnp.maximum(example_state, least), **search)
         near = boundary.found & (boundary.distance < d_max)
         distance = jnp.where(boundary.found, boundary.distance, LONGER * d_max)
-        given = _Given(jnp.where(right, boundary.x_adv, x), jnp.where(right, near, True))
-        return given, jnp.where(right, distance, 0.0).astype(memory.dtype)
+        inner_result = _InnerResult(jnp.where(right, boundary.x_adv, x), jnp.where(right, near, True))
+        return inner_result, jnp.where(right, distance, 0.0).astype(example_state.dtype)
 
-    def example_loss(logits_fn: LogitsFn, key: jax.Array, x: jax.Array, y: jax.Array, given: _Given) -> jax.Array:
-        margin_loss = given.counts * cross_entropy(logits_fn(given.x_adv), y)
+    def example_loss(logits_fn: LogitsFn, key: jax.Array, x: jax.Array, y: jax.Array, found: _InnerResult) -> jax.Array:
+        margin_loss = found.counts * cross_entropy(logits_fn(found.x_adv), y)
         return (1 - clean_weight) * margin_loss + clean_weight * cross_entropy(logits_fn(x), y)
 
-    return Objective(example_loss, prepare=prepare)
+    return Objective(example_loss, inner_maximization=inner_maximization)

@@ -77,9 +77,9 @@ def amr(lam: float = 0.1, beta: float = 1e-3, tau: float = 5.0, *, form: str = "
     checks.positive("tau", tau)
     term = margin_term(form, tau)
 
-    def example_loss(logits_fn: LogitsFn, key: jax.Array, x: jax.Array, y: jax.Array, memory: jax.Array) -> jax.Array:
+    def example_loss(logits_fn: LogitsFn, key: jax.Array, x: jax.Array, y: jax.Array, state: jax.Array) -> jax.Array:
         logits = logits_fn(x)
-        return cross_entropy(logits, y) + lam * term(logit_margin(logits, y), memory)
+        return cross_entropy(logits, y) + lam * term(logit_margin(logits, y), state)
 
     return Objective(example_loss, _orthogonal(beta), refresh=_was_wrong if form == "dc" else None)
 
@@ -112,7 +112,7 @@ def margin_term(form: str, tau: float) -> Callable[[jax.Array, jax.Array], jax.A
     return forms[form]
 
 
-def _cross_entropy(logits_fn: LogitsFn, key: jax.Array, x: jax.Array, y: jax.Array, memory: jax.Array) -> jax.Array:
+def _cross_entropy(logits_fn: LogitsFn, key: jax.Array, x: jax.Array, y: jax.Array, state: jax.Array) -> jax.Array:
     return cross_entropy(logits_fn(x), y)
 
 
