@@ -16,7 +16,7 @@ except ImportError:
 gc.set_threshold(100_000, 20, 20)
 jax.config.update("jax_traceback_in_locations_limit", 0)  # nobody reads the source lines in compiled programs
 
-HURRIED = {"xla_cpu_use_fusion_emitters": False}
+HURRIED = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -52,7 +52,7 @@ def forgotten(request, compiled_once):
 
 
 def hurry(patch):
-    """Compiles fused loops by XLA's older and shorter way, in the processes that a test starts too."""
+    """Compiles fused loops by XLA's older and shorter way, in one piece, in the processes that a test starts too."""
     patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     if not known():
         return

@@ -14,7 +14,7 @@ from jaxmargin.batching.measurement import Measurement, over_batch
 from jaxmargin.flags import Flag, layer_cake, margins_capped, plateau, weak_loss
 from jaxmargin.margins import Margins
 from jaxmargin.norms import Norm, l1, l2
-from jaxmargin.types import ApplyFn, Box, LogitsFn
+from jaxmargin.types import ApplyFn, Box, LogitsFn, Measure, Result
 
 __all__ = ["health_check", "saturation"]
 
@@ -44,7 +44,7 @@ def saturation(apply_fn: ApplyFn, params: Any, xs: Array, ys: Array) -> tuple[Fl
     >>> [flag.value for flag in saturation(lambda w, x: 50 * w @ x, w, xs, jnp.array([0, 0]))]
     [0.5, 0.0]
     """
-    sizes = over_batch(_gradient_sizes, apply_fn)(params, jax.random.key(0), xs, ys)  # draws nothing
+    sizes = _lifted(_gradient_sizes, apply_fn)(params, jax.random.key(0), xs, ys)  # draws nothing
     small = (sizes.cross_entropy < _FLOOR) & (sizes.logit_margin >= _FLOOR)
     return (
         Flag.judge(
@@ -112,8 +112,8 @@ def health_check(
     flags = [_outside(xs, box), *_scores(apply_fn, params, xs)]
     if flags[0].raised:
         box = None
-    if flags[2].raised:  # their logarithms are logits
-        apply_fn = functools.partial(_log, apply_fn)
+    if flags[2].raised:
+        apply_fn = _logarithm(apply_fn)
     flags += saturation(apply_fn, params, xs, ys)
     flags += _attacks(apply_fn, params, key, xs, ys, norm, box, epsilons, num_steps)
     if margins is not None:
@@ -152,8 +152,16 @@ def _scores(apply_fn: ApplyFn, params: Any, xs: jax.Array) -> list[Flag]:
     ]  # fmt: skip
 
 
-def _log(apply_fn: ApplyFn, params: Any, x: jax.Array) -> jax.Array:
-    return jnp.log(jnp.maximum(apply_fn(params, x), 1e-30))
+@functools.lru_cache(maxsize=8)
+def _logarithm(apply_fn: ApplyFn) -> ApplyFn:
+    """Of probabilities, which are logits; the same function for the same classifier."""
+    return lambda params, x: jnp.log(jnp.maximum(apply_fn(params, x), 1e-30))
+
+
+@functools.lru_cache(maxsize=32)
+def _lifted(measure: Measure[Result], apply_fn: ApplyFn, **options: Any) -> Measurement[Result]:
+    """The same for the same classifier and options: other parameters compile nothing."""
+    return over_batch(measure, apply_fn, **options)
 
 
 class _GradientSizes(NamedTuple):
@@ -179,9 +187,9 @@ def _attacks(
     epsilons: Sequence[float] | None,
     num_steps: int,
 ) -> list[Flag]:
-    options: dict[str, Any] = dict(norm=norm, box=box)
+    options: dict[str, Any] = dict(norm=norm, box=None if box is None else tuple(map(float, box)))
     keys = iter(jax.random.split(key, 3 + 2 * (4 if epsilons is None else len(epsilons))))
-    nearest = over_batch(minimum_norm, apply_fn, num_steps=num_steps, **options)(params, next(keys), xs, ys)
+    nearest = _lifted(minimum_norm, apply_fn, num_steps=num_steps, **options)(params, next(keys), xs, ys)
     distances = np.asarray(nearest.distance)
     clean = float(np.mean(distances > 0))
     epsilons = _radii(distances, xs, norm) if epsilons is None else epsilons
@@ -193,8 +201,8 @@ def _attacks(
     def published(epsilon: float) -> float:
         return float(survivors(ascent, epsilon=epsilon, step_size=2.5 * epsilon / num_steps).mean())
 
-    ascent = over_batch(pgd, apply_fn, num_steps=num_steps, **options)
-    worst = over_batch(worst_case, apply_fn, num_steps=num_steps, **options)
+    ascent = _lifted(pgd, apply_fn, num_steps=num_steps, **options)
+    worst = _lifted(worst_case, apply_fn, num_steps=num_steps, **options)
     robust = [published(epsilon) for epsilon in epsilons]
     survived = [survivors(worst, epsilon=epsilon) & (distances > epsilon) for epsilon in epsilons]
     flags = [
@@ -209,7 +217,7 @@ def _attacks(
     ]  # fmt: skip
     if norm is not l1:
         middle = len(epsilons) // 2
-        search = over_batch(square, apply_fn, num_queries=5 * num_steps, **options)
+        search = _lifted(square, apply_fn, num_queries=5 * num_steps, **options)
         flags.append(_misled(survived[middle] & ~survivors(search, epsilon=epsilons[middle])))
     return flags
 
