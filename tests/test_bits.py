@@ -1,4 +1,7 @@
-"""The same bits however the work is cut: what rests on the order of sums is compiled as for users."""
+"""The same bits however the work is cut: what rests on the order of sums is compiled as for users.
+
+``python -m benchmarks.bits`` tries every measure, on three networks and in more ways.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -25,22 +28,17 @@ def points(model, n):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("measure", "sizes"),
-    [
-        (jm.lipschitz_margin, dict(num_samples=1024)),
-        (jm.radial_margin, dict(num_samples=1024)),
-        (jm.block_maxima, dict(num_blocks=2, block_size=512)),
-    ],
-    ids=["margin", "radial", "blocks"],
+    [(jm.lipschitz_margin, dict(num_samples=1024)), (jm.block_maxima, dict(num_blocks=2, block_size=512))],
+    ids=["margin", "blocks"],
 )
 def test_neither_batch_nor_chunk_changes_a_bit(measure, sizes, tiny, key):
-    first, *others = (
+    first, second = (
         jm.over_batch(measure, tiny.model.apply, radius=2.0, chunk_size=chunk, batch_size=batch, **sizes)(
             tiny.params, jax.random.clone(key), tiny.xs, tiny.ys
         )
-        for chunk, batch in ((16, 1), (128, 7), (None, None))
+        for chunk, batch in ((16, 1), (128, 7))
     )
-    for other in others:
-        assert_same_bits(other, first)
+    assert_same_bits(first, second)
     assert len({leaf.tobytes() for leaf in np.asarray(first[0])}) == 9
 
 
@@ -52,16 +50,6 @@ def test_neither_batch_nor_chunk_changes_a_bit_for_a_cnn():
         for chunk, batch in ((16, 1), (64, 7))
     )
     assert_same_bits(first, second)
-
-
-@pytest.mark.slow
-def test_the_size_of_a_batch_changes_no_bit_of_a_bracket():
-    model = models.mlp((6,), 3, hidden=8)
-    params, key, xs, ys = points(model, 9)
-    many = np.tile(xs, (9, 1)), np.tile(ys, 9)  # more than one batch of the smaller size
-    options = dict(num_samples=256, num_steps=20)
-    runs = [jm.over_batch(jm.bracket, model.apply, batch_size=size, **options) for size in (2, 700)]
-    assert_same_bits(*(run(params, jax.random.clone(key), *many) for run in runs))
 
 
 @pytest.mark.slow

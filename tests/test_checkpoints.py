@@ -30,6 +30,15 @@ def test_the_state_comes_back_bit_for_bit_with_its_types(tmp_path):
     assert jax.tree.map(lambda leaf: leaf.dtype, data[0]) == jax.tree.map(lambda leaf: leaf.dtype, data[1])
 
 
+def test_what_another_device_saved_comes_back_where_fresh_states_are(tmp_path):
+    """The suite has one device, and a run that goes on may have another one than the run that was cut."""
+    elsewhere = jax.device_put(state(), jax.devices("cpu")[0])  # committed, as a device of several would be
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(1, elsewhere)
+        back = checkpoints.restore(1, state())
+    assert not any(leaf.committed for leaf in jax.tree.leaves(back) if leaf is not back.key)
+
+
 def test_only_the_last_states_are_kept(tmp_path):
     with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
         for epoch in (1, 2, 3):

@@ -16,13 +16,12 @@ from jaxmargin.certificates.spectral import norms_in_double
 
 norms = pytest.mark.parametrize("name", ["l2", "linf", "l1"])
 NETWORKS = {
-    "cnn": models.cnn((8, 8, 1), 3, widths=(3, 4), hidden=8),
-    "odd cnn": models.cnn((9, 7, 1), 3, widths=(3, 4), hidden=8),
+    "cnn": models.cnn((9, 7, 1), 3, widths=(3, 4), hidden=8),  # pools leave rows and columns over
     "mlp": models.mlp((8, 8, 1), 3, hidden=12),
 }
-CASES = [("l2", "mlp"), ("linf", "mlp"), ("l1", "mlp"), ("l2", "cnn"), ("linf", "odd cnn")]  # a cnn compiles slowly
+CASES = [("l2", "mlp"), ("linf", "mlp"), ("l1", "mlp"), ("l2", "cnn")]  # a cnn compiles slowly
 cases = pytest.mark.parametrize(
-    ("name", "network"), [pytest.param(*case, marks=pytest.mark.slow if "cnn" in case[1] else ()) for case in CASES]
+    ("name", "network"), [pytest.param(*case, marks=pytest.mark.slow if case[1] == "cnn" else ()) for case in CASES]
 )
 
 
@@ -146,7 +145,7 @@ def test_the_first_layer_with_weights_is_bounded_exactly(name):
 
 
 def test_in_l2_the_reach_of_the_spectral_norms_is_much_tighter_than_interval_arithmetic():
-    x = np.float32(np.random.default_rng(3).uniform(size=(8, 8, 1)))
+    x = np.float32(np.random.default_rng(3).uniform(size=(9, 7, 1)))
     layers, bounds, _ = bounded("cnn", "l2", x, np.float32(0.05), ROWS)
     with double_precision():
         double = [layer._replace(**cast(layer)) for layer in layers]

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -72,30 +71,22 @@ def results(workdir):
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_of_training_it_continues_to_the_same_bytes(straight, tmp_path):
+def test_killed_in_the_middle_of_training_it_continues_to_the_same_bytes_and_compiles_nothing_again(straight, tmp_path):
     assert "report: " in straight.output and "| mlp | std |" in straight.output
-    cache = shutil.copytree(straight.cache, tmp_path / "cache")
-    killed = start(tmp_path / "out", cache)
-    metrics = tmp_path / "out" / "cells" / NAME / "metrics.jsonl"
+    killed = start(tmp_path, straight.cache)
+    metrics = tmp_path / "cells" / NAME / "metrics.jsonl"
     deadline = time.monotonic() + 300
     while len(files.read_records(metrics)) < 12 and time.monotonic() < deadline:
         time.sleep(0.002)
     os.kill(killed.pid, signal.SIGKILL)
     killed.communicate()
     assert 12 <= len(files.read_records(metrics)) < 40  # it was in the middle
-    resumed = start(tmp_path / "out", cache)
-    resumed.communicate(timeout=300)
-    assert resumed.returncode == 0
-    assert results(tmp_path / "out") == results(straight.workdir)
-
-
-@pytest.mark.slow
-def test_a_second_start_of_a_run_compiles_nothing(straight, tmp_path):
-    second = start(tmp_path / "out", straight.cache)
-    _, errors = second.communicate(timeout=300)
-    assert second.returncode == 0, errors[-3000:]
-    assert "error" not in errors.lower()
-    assert len(straight.compiled) > 10 and compiled(straight.cache) == straight.compiled
+    resumed = start(tmp_path, straight.cache)
+    _, errors = resumed.communicate(timeout=300)
+    assert resumed.returncode == 0 and "error" not in errors.lower(), errors[-3000:]
+    assert results(tmp_path) == results(straight.workdir)
+    assert len(straight.compiled) > 10
+    assert compiled(straight.cache) - straight.compiled == set()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxmargin.lab.training import TrainState
@@ -62,12 +63,19 @@ class Checkpoints:
         Raises:
           ValueError: what was saved has other shapes or dtypes.
         """
-        target = jax.eval_shape(_with_key_data, like)
+        target = jax.tree.map(_host, jax.eval_shape(_with_key_data, like))
         # Orbax casts and pads silently, so what lies there is held against what is expected before it is read.
         if _signature(self._manager.item_metadata(epoch).tree) != _signature(target):
             raise ValueError(f"{self.path(epoch)} holds a state of another shape or dtype: remove it")
         saved: TrainState = self._manager.restore(epoch, args=ocp.args.StandardRestore(target))
+        # Where fresh states are, and as free to move: another place would compile every program again.
+        saved = jax.device_put(saved)
         return saved._replace(key=jax.random.wrap_key_data(saved.key))
+
+
+def _host(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+    """An array of numpy, which is read whatever devices wrote it."""
+    return np.empty(leaf.shape, leaf.dtype)
 
 
 def _signature(tree: Any) -> list[tuple[tuple[int, ...], str]]:
