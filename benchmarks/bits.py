@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import jaxmargin as jm
@@ -19,7 +20,7 @@ from jaxmargin.types import ApplyFn
 
 __all__ = ["MEASURES", "main"]
 
-Cut = dict[str, int]
+Cut = dict[str, Any]
 CHUNKS: tuple[Cut, ...] = (dict(chunk_size=16, batch_size=1), dict(chunk_size=128, batch_size=7), {})
 BATCHES: tuple[Cut, ...] = (dict(batch_size=7), dict(batch_size=1500))
 
@@ -54,9 +55,9 @@ def networks(n: int = 72) -> dict[str, Network]:
     shapes = {"mlp": models.mlp((4, 3), 4, hidden=16), "cnn": models.cnn((8, 8, 1), 3, widths=(4, 8), hidden=16)}
     found = {}
     for name, model in shapes.items():
-        xs = np.float32(np.random.default_rng(0).normal(size=(n, *model.input_shape)))
+        xs = np.random.default_rng(0).normal(size=(n, *model.input_shape)).astype(np.float32)
         params = jax.jit(model.init)(jax.random.key(0))
-        ys = np.argmax(jax.jit(jax.vmap(model.apply, (None, 0)))(params, xs), 1)
+        ys = np.asarray(jnp.argmax(jax.jit(jax.vmap(model.apply, (None, 0)))(params, xs), 1))
         found[name] = Network(model.apply, params, xs, ys)
     model, mlp = shapes["mlp"], found["mlp"]
     found["black box"] = mlp._replace(apply_fn=lambda params, x: model.apply(params, x))

@@ -15,7 +15,7 @@ __all__ = ["ensemble", "from_batched", "from_linen", "from_nnx"]
 ApplyFn = Callable[[Any, jax.Array], jax.Array]
 
 
-def from_batched(batched_fn: Callable[[Any, jax.Array], jax.Array]) -> ApplyFn:
+def from_batched(batched_fn: Callable[..., Any]) -> ApplyFn:
     """Turns f(params, xs [n, *d]) -> logits [n, c] into a function of one example.
 
     Args:
@@ -29,7 +29,12 @@ def from_batched(batched_fn: Callable[[Any, jax.Array], jax.Array]) -> ApplyFn:
     >>> apply_fn(jnp.ones((4, 3)), jnp.ones(4)).shape
     (3,)
     """
-    return lambda params, x: batched_fn(params, x[None])[0]
+
+    def apply_fn(params: Any, x: jax.Array) -> jax.Array:
+        logits: jax.Array = batched_fn(params, x[None])[0]
+        return logits
+
+    return apply_fn
 
 
 def from_linen(module: Any, **options: Any) -> ApplyFn:

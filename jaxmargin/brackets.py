@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmargin.attacks import Attack, minimum_norm
 from jaxmargin.batching.rules import Batch, batch_rule, single_example
@@ -15,6 +16,8 @@ from jaxmargin.types import Box, LogitsFn
 from jaxmargin.xla_cpu.rows import CONVOLVING_ROWS, by_rows
 
 __all__ = ["Bracket", "bracket", "contradicts"]
+
+Array = jax.Array | np.ndarray
 
 # What float32 leaves open, relative to a distance and at inputs of size 1: no contradiction is claimed within it.
 _RELATIVE, _ABSOLUTE = 1e-4, 2e-6
@@ -42,6 +45,16 @@ class Bracket(NamedTuple):
     capped: jax.Array
     supported: jax.Array
     x_adv: jax.Array
+
+    def claimed(self, ys: Array) -> tuple[Array, Array]:
+        """Which inputs are found, [n], and the classes that they do not have."""
+        return jnp.isfinite(self.attacked), self.predicted
+
+    def revised(self, x_adv: Array, moved: Array, distance: Array) -> "Bracket":
+        """The bracket with other inputs and distances of the attack where moved, [n]."""
+        attacked = jnp.where(moved, distance, self.attacked)
+        contradicted = contradicts(self.estimated, attacked)
+        return self._replace(x_adv=jnp.asarray(x_adv), attacked=attacked, contradicts=contradicted)
 
 
 def _of_batch(

@@ -6,11 +6,11 @@
 >>> apply_fn: ApplyFn = lambda params, x: params @ x
 """
 
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import jax
 
-__all__ = ["ApplyFn", "Box", "LogitsFn", "Measure", "Result"]
+__all__ = ["ApplyFn", "Box", "Finding", "LogitsFn", "Measure", "Result"]
 
 # (low, high) of valid inputs.
 Box = tuple[float, float]
@@ -56,4 +56,21 @@ class Measure(Protocol[_Measured]):
         self, logits_fn: LogitsFn, key: jax.Array, x: jax.Array, y: jax.Array, /, *args: Any, **options: Any
     ) -> _Measured:
         """The result of one example."""
+        ...
+
+
+class Finding(Protocol):
+    """A result that claims that inputs are misclassified; ``over_batch`` holds it against apply_fn as it was given."""
+
+    @property
+    def x_adv(self) -> jax.Array:
+        """[n, *d] the inputs."""
+        ...
+
+    def claimed(self, ys: Any, /) -> tuple[Any, Any]:
+        """Of which examples [n] it is claimed, and the classes [n] that x_adv then does not have."""
+        ...
+
+    def revised(self, x_adv: Any, moved: Any, distance: Any, /) -> Self:
+        """The result with other inputs and distances [n] where moved; an infinite distance is one not found."""
         ...

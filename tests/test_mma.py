@@ -13,10 +13,12 @@ import optax
 import pytest
 
 from jaxmargin import models, objectives
-from jaxmargin.lab import files
+from jaxmargin.lab import cards, files
 from jaxmargin.lab.data.loading import load
 from jaxmargin.lab.publishing import Published
+from jaxmargin.lab.workspace import Workspace
 from runs.mma import __main__ as mma
+from runs.mma import ensemble
 from runs.mma import presets as mma_presets
 from runs.mma import tables as robust_tables
 from runs.mma.cell import ENSEMBLE, Cell, kind_of
@@ -136,13 +138,18 @@ def test_an_ensemble_votes_over_its_members(straight):
 
 
 @pytest.mark.slow
-def test_an_ensemble_of_others_is_another_one(straight, unpublished, tmp_path):
-    workdir = shutil.copytree(straight, tmp_path / "study")
+def test_an_ensemble_of_others_is_another_one(straight, unpublished, tmp_path, monkeypatch):
+    workdir, measured = shutil.copytree(straight, tmp_path / "study"), []
+
+    def run(study, cell, data, workdir):
+        setup = study.set_up(cell, data, Workspace(workdir / "cells" / cell.name, cell.name))
+        measured.append((cell.method, len(study.train(setup)), cards.path_of(workdir, cell.name).exists()))
+
+    monkeypatch.setattr(ensemble, "run_cell", create_autospec(ensemble.run_cell, side_effect=run))
+    assert mma.main([*TINY, "--methods", "pgd-0.5", "pgd-0.25", "pgd-ens", "--workdir", str(workdir)]) == 0
     assert mma.main([*TINY, "--methods", "pgd-0.5", "pgd-ens", "--workdir", str(workdir)]) == 0
-    card = files.read_json(workdir / "cards" / f"digits-l2-{ENSEMBLE}-seed0.json")
-    single = files.read_json(workdir / "cards" / "digits-l2-pgd-0.5-seed0.json")
-    assert card["members"] == ["pgd-0.5"]
-    np.testing.assert_allclose(card["clean_accuracy"], single["clean_accuracy"])
+    assert measured == [(ENSEMBLE, 2, True), (ENSEMBLE, 1, False)]  # what the two voted is gone
+    assert not list((workdir / "cells" / f"digits-l2-{ENSEMBLE}-seed0").glob("*.npz"))
 
 
 @pytest.mark.slow

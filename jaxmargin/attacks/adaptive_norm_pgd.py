@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmargin import checks
-from jaxmargin.attacks.base import bisect, clip_to_box, random_start, refuse
+from jaxmargin.attacks.base import bisect, clip_to_box, random_start, scores_of
 from jaxmargin.attacks.projected_gradient_descent import ascend
 from jaxmargin.losses import soft_logit_margin
 from jaxmargin.norms import Norm, l2
@@ -84,7 +84,7 @@ def an_pgd(
     >>> bool(found.found), 1.0 <= float(found.distance) < 1.001
     (True, True)
     """
-    refuse(logits_fn, x, y, box, num_steps=num_steps, num_halvings=num_halvings)
+    scores_of(logits_fn, x, y, box, num_steps=num_steps, num_halvings=num_halvings)
     checks.positive("epsilon", epsilon)
     checks.positive("d_max", d_max)
     if not isinstance(epsilon, jax.Array) and epsilon > LONGER * d_max:

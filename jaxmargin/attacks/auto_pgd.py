@@ -14,12 +14,12 @@ from jaxmargin import checks
 from jaxmargin.attacks.base import (
     Attack,
     Loss,
+    Scores,
     loss_named,
-    misclassified,
     outcome,
     project_to_ball,
     random_start,
-    refuse,
+    scores_of,
 )
 from jaxmargin.norms import Norm, l2
 from jaxmargin.types import Box, LogitsFn
@@ -108,10 +108,10 @@ def apgd(
     >>> bool(apgd(lambda x: w @ x, jax.random.key(0), jnp.array([1.0, 0.5]), 0, epsilon=1.01, num_steps=20).found)
     True
     """
-    refuse(logits_fn, x, y, box, num_steps=num_steps)
+    scores = scores_of(logits_fn, x, y, box, num_steps=num_steps)
     checks.positive("epsilon", epsilon)
     project, loss_fn = project_to_ball(x, norm, epsilon, box), loss_named(loss)
-    value_and_grad = value_and_grad_of(logits_fn, lambda logits: loss_fn(logits, y), y)
+    value_and_grad = value_and_grad_of(scores, logits_fn, lambda logits: loss_fn(logits, y), y)
     with jax.default_matmul_precision("float32"):
         search = init(project(random_start(key, x, norm, epsilon)), epsilon)
         search = jax.lax.while_loop(
@@ -119,13 +119,16 @@ def apgd(
             lambda search: step(value_and_grad, project, norm, epsilon, num_steps, search),
             search,
         )
-        return outcome(logits_fn, x, y, search.best, norm)
+        return outcome(scores, logits_fn, x, y, search.best, norm)
 
 
-def value_and_grad_of(logits_fn: LogitsFn, loss: Callable[[jax.Array], jax.Array], y: jax.Array) -> ValueAndGrad:
+def value_and_grad_of(
+    scores: Scores, logits_fn: LogitsFn, loss: Callable[[jax.Array], jax.Array], y: jax.Array
+) -> ValueAndGrad:
     """What a search asks of an iterate.
 
     Args:
+      scores: of the classifier.
       logits_fn: x -> logits [c].
       loss: logits [c] -> scalar to raise.
       y: the class that z should not have.
@@ -137,7 +140,7 @@ def value_and_grad_of(logits_fn: LogitsFn, loss: Callable[[jax.Array], jax.Array
     def value_and_grad(z: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         logits, pullback = jax.vjp(logits_fn, z)
         value, slope = jax.value_and_grad(loss)(logits)
-        return value, pullback(slope)[0], misclassified(logits, y)
+        return value, pullback(slope)[0], scores.misclassified(logits, y)
 
     return value_and_grad
 

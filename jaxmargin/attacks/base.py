@@ -5,16 +5,19 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmargin import checks, losses
 from jaxmargin.norms import Norm
 from jaxmargin.types import Box, LogitsFn
+from jaxmargin.xla_cpu.equations import equations
 
 __all__ = [
-    "LOSSES", "Attack", "Loss", "bisect", "clip_to_box", "loss_named", "misclassified", "outcome", "project_to_ball",
-    "random_start", "refuse",
+    "LOSSES", "Attack", "Loss", "Scores", "bisect", "clip_to_box", "loss_named", "outcome", "project_to_ball",
+    "random_start", "scores_of",
 ]  # fmt: skip
 
+Array = jax.Array | np.ndarray
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
 # What an attack raises: (logits [c], y) -> scalar.
@@ -39,9 +42,59 @@ class Attack(NamedTuple):
     found: jax.Array
     distance: jax.Array
 
+    def claimed(self, ys: Array) -> tuple[Array, Array]:
+        """Which inputs are found, [n], and the classes that they do not have."""
+        return self.found, ys
 
-def refuse(logits_fn: LogitsFn, x: jax.Array, y: jax.Array, box: Box | None, **counts: int) -> int:
-    """Refuses bad input to an attack; returns the number of classes.
+    def revised(self, x_adv: Array, moved: Array, distance: Array) -> "Attack":
+        """The attack with other inputs and distances where moved, [n]."""
+        distance = jnp.where(moved, distance, self.distance)
+        return Attack(jnp.asarray(x_adv), jnp.where(moved, jnp.isfinite(distance), self.found), distance)
+
+
+class Scores(NamedTuple):
+    """What an attack knows about the logits of a classifier before it has seen any.
+
+    Attributes:
+      num_classes: c.
+      rounding: the error of a logit, relative to its size, that another way to compute it may make: eagerly or
+        compiled, alone or in a batch.
+    """
+
+    num_classes: int
+    rounding: float
+
+    def margin(self, logits: jax.Array, y: jax.Array, share: float = 1.0) -> jax.Array:
+        """The logit margin and what rounding may add to it: negative where the prediction is not y, however computed.
+
+        Args:
+          logits: [c].
+          y: a class.
+          share: of the rounding.
+
+        Returns:
+          A scalar.
+        """
+        highest = jnp.max(jnp.where(jnp.arange(self.num_classes) == y, -jnp.inf, logits))
+        size = jnp.maximum(jnp.abs(highest), jnp.abs(logits[y]))
+        return (logits[y] - highest + share * self.rounding * size).astype(logits.dtype)
+
+    def misclassified(self, logits: jax.Array, y: jax.Array, share: float = 1.0) -> jax.Array:
+        """Whether the prediction is not y, by more than rounding.
+
+        Args:
+          logits: [c].
+          y: a class.
+          share: of the rounding.
+
+        Returns:
+          A bool.
+        """
+        return self.margin(logits, y, share) < 0
+
+
+def scores_of(logits_fn: LogitsFn, x: jax.Array, y: jax.Array, box: Box | None, **counts: int) -> Scores:
+    """Looks at a classifier, and refuses bad input to an attack.
 
     Args:
       logits_fn: x -> logits [c].
@@ -51,7 +104,7 @@ def refuse(logits_fn: LogitsFn, x: jax.Array, y: jax.Array, box: Box | None, **c
       **counts: options that are whole numbers of at least 1.
 
     Returns:
-      c.
+      Scores.
 
     Raises:
       ValueError: any of them.
@@ -62,7 +115,11 @@ def refuse(logits_fn: LogitsFn, x: jax.Array, y: jax.Array, box: Box | None, **c
     checks.in_box("x", x, box)
     for name, count in counts.items():
         checks.whole(name, count)
-    return checks.logits(logits_fn, x)
+    program, logits = jax.make_jaxpr(logits_fn, return_shape=True)(x)
+    kinds = {out.aval.dtype for eqn in equations(program) for out in eqn.outvars if hasattr(out.aval, "dtype")}
+    coarsest = max(float(jnp.finfo(kind).eps) for kind in kinds | {logits.dtype} if jnp.issubdtype(kind, jnp.floating))
+    # Half precision is rounded once a layer, single precision once a term.
+    return Scores(checks.logits_like(logits, jnp.shape(x)), coarsest * (32 if coarsest < 1e-6 else 8))
 
 
 def loss_named(loss: str | Loss) -> Loss:
@@ -81,19 +138,6 @@ def loss_named(loss: str | Loss) -> Loss:
         return loss
     checks.one_of("loss", loss, LOSSES)
     return LOSSES[loss]
-
-
-def misclassified(logits: jax.Array, y: jax.Array) -> jax.Array:
-    """Whether the prediction is not y.
-
-    Args:
-      logits: [c].
-      y: a class.
-
-    Returns:
-      A bool.
-    """
-    return jnp.argmax(logits) != y
 
 
 def clip_to_box(box: Box | None) -> Callable[[jax.Array], jax.Array]:
@@ -179,10 +223,11 @@ def bisect(
     return ends
 
 
-def outcome(logits_fn: LogitsFn, x: jax.Array, y: jax.Array, x_adv: jax.Array, norm: Norm) -> Attack:
-    """The result that x_adv makes.
+def outcome(scores: Scores, logits_fn: LogitsFn, x: jax.Array, y: jax.Array, x_adv: jax.Array, norm: Norm) -> Attack:
+    """The result that x_adv makes: found where it is x, classified as another class, or another input, clearly so.
 
     Args:
+      scores: of the classifier.
       logits_fn: x -> logits [c].
       x: [*d].
       y: its class.
@@ -193,6 +238,7 @@ def outcome(logits_fn: LogitsFn, x: jax.Array, y: jax.Array, x_adv: jax.Array, n
       Attack, its distance NaN where the logits are not finite.
     """
     logits = logits_fn(x_adv)
-    found = misclassified(logits, y)
+    # Half of the rounding that searches allow for: what they found holds here too.
+    found = jnp.where((x_adv == x).all(), jnp.argmax(logits) != y, scores.misclassified(logits, y, 0.5))
     distance = jnp.where(found, norm.size(x_adv - x), jnp.inf)
     return Attack(x_adv, found, jnp.where(jnp.isfinite(logits).all(), distance, jnp.nan))

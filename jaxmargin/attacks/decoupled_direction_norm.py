@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxmargin.attacks.base import Attack, Loss, clip_to_box, loss_named, misclassified, refuse
+from jaxmargin.attacks.base import Attack, Loss, clip_to_box, loss_named, scores_of
 from jaxmargin.attacks.minimum_norm_search import (
     Search,
     ascent_direction,
@@ -62,13 +62,13 @@ def ddn(
     >>> 1.0 <= float(attack.distance) < 1.01
     True
     """
-    refuse(logits_fn, x, y, box, num_steps=num_steps)
+    scores = scores_of(logits_fn, x, y, box, num_steps=num_steps)
     check_share("gamma", gamma)
     loss_fn, clip = loss_named(loss), clip_to_box(box)
 
     def step(t: jax.Array, search: Search, away: jax.Array) -> Search:
         logits, gradient = logits_and_gradient(logits_fn, loss_fn, clip(x + search.offset), y)
-        wrong = misclassified(logits, y)
+        wrong = scores.misclassified(logits, y)
         search = keep(search, wrong, norm)
         epsilon = search.epsilon * jnp.where(wrong, 1 - gamma, 1 + gamma)
         ahead = search.offset + cosine(1.0, 0.01, t / num_steps) * epsilon * ascent_direction(norm, gradient, away, 0.0)
@@ -76,4 +76,4 @@ def ddn(
         offset = ahead * jnp.where(size > 0, epsilon / jnp.where(size > 0, size, 1.0), 0.0)
         return search._replace(offset=clip(x + offset) - x, epsilon=epsilon)
 
-    return search_from(x, y, step, num_steps, logits_fn=logits_fn, key=key, norm=norm, box=box)
+    return search_from(x, y, step, num_steps, scores=scores, logits_fn=logits_fn, key=key, norm=norm, box=box)

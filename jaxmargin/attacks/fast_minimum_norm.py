@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxmargin.attacks.base import Attack, clip_to_box, loss_named, misclassified, refuse
+from jaxmargin.attacks.base import Attack, clip_to_box, loss_named, scores_of
 from jaxmargin.attacks.minimum_norm_search import (
     Search,
     ascent_direction,
@@ -63,16 +63,16 @@ def fmn(
     >>> 5 / 7 <= float(attack.distance) < 0.72
     True
     """
-    refuse(logits_fn, x, y, box, num_steps=num_steps)
+    scores = scores_of(logits_fn, x, y, box, num_steps=num_steps)
     check_share("gamma", gamma)
     loss_fn, clip = loss_named("logit_margin"), clip_to_box(box)
 
     def step(t: jax.Array, search: Search, away: jax.Array) -> Search:
         logits, gradient = logits_and_gradient(logits_fn, loss_fn, clip(x + search.offset), y)
-        wrong = misclassified(logits, y)
+        wrong = scores.misclassified(logits, y)
         search = keep(search, wrong, norm)
         rate = cosine(gamma, gamma / 50, t / num_steps)
-        jump = norm.size(search.offset) + first_order_distance(logits, y, gradient, norm, search.epsilon)
+        jump = norm.size(search.offset) + first_order_distance(scores.margin(logits, y), gradient, norm, search.epsilon)
         jump = jnp.minimum(jump, farthest_corner(x, norm, box))
         near = (1 + rate) * jnp.where(jnp.isinf(search.distance), jump, search.epsilon)
         epsilon = jnp.where(wrong, jnp.minimum(search.epsilon * (1 - rate), search.distance), near)
@@ -80,4 +80,4 @@ def fmn(
         ahead = search.offset + length * epsilon * ascent_direction(norm, gradient, away, 0.2 * length)
         return search._replace(offset=clip(x + norm.project(ahead, epsilon)) - x, epsilon=epsilon)
 
-    return search_from(x, y, step, num_steps, logits_fn=logits_fn, key=key, norm=norm, box=box)
+    return search_from(x, y, step, num_steps, scores=scores, logits_fn=logits_fn, key=key, norm=norm, box=box)

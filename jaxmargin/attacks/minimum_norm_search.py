@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmargin import checks
-from jaxmargin.attacks.base import Attack, Loss, clip_to_box, loss_named, misclassified, outcome
-from jaxmargin.losses import logit_margin
+from jaxmargin.attacks.base import Attack, Loss, Scores, clip_to_box, loss_named, outcome
 from jaxmargin.margins import gap_over_slope
 from jaxmargin.norms import Norm
 from jaxmargin.types import Box, LogitsFn
@@ -45,6 +44,7 @@ def search_from(
     step: Step,
     num_steps: int,
     *,
+    scores: Scores,
     logits_fn: LogitsFn,
     key: jax.Array,
     norm: Norm,
@@ -57,6 +57,7 @@ def search_from(
       y: its class.
       step: of the search.
       num_steps: number of steps.
+      scores: of the classifier.
       logits_fn: x -> logits [c].
       key: a PRNG key, for a direction where the gradient vanishes.
       norm: of the distance.
@@ -70,13 +71,14 @@ def search_from(
         away = norm.sample_ball(key, x.shape).astype(x.dtype)
         away = away / norm.size(away)
         logits, gradient = logits_and_gradient(logits_fn, loss_named("logit_margin"), x, y)
-        epsilon = first_order_distance(logits, y, gradient, norm, norm.size(jnp.ones_like(x)))
+        epsilon = first_order_distance(scores.margin(logits, y), gradient, norm, norm.size(jnp.ones_like(x)))
         epsilon = jnp.minimum(epsilon, farthest_corner(x, norm, box)).astype(x.dtype)
         search = Search(jnp.zeros_like(x), epsilon, jnp.zeros_like(x), jnp.full((), jnp.inf, x.dtype))
         search = jax.lax.fori_loop(0, num_steps, lambda t, search: step(t, search, away), search)
-        search = keep(search, misclassified(logits_fn(clip(x + search.offset)), y), norm)
+        search = keep(search, scores.misclassified(logits_fn(clip(x + search.offset)), y), norm)
+        best = jnp.where(jnp.argmax(logits) != y, 0, search.best)
         unsound = ~jnp.isfinite(search.offset).all()  # a gradient that was not finite must not be passed over
-        return outcome(logits_fn, x, y, jnp.where(unsound, jnp.nan, clip(x + search.best)), norm)
+        return outcome(scores, logits_fn, x, y, jnp.where(unsound, jnp.nan, clip(x + best)), norm)
 
 
 def logits_and_gradient(logits_fn: LogitsFn, loss_fn: Loss, z: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -113,13 +115,12 @@ def keep(search: Search, wrong: jax.Array, norm: Norm) -> Search:
     )
 
 
-def first_order_distance(logits: jax.Array, y: jax.Array, gradient: jax.Array, norm: Norm, far: jax.Array) -> jax.Array:
+def first_order_distance(margin: jax.Array, gradient: jax.Array, norm: Norm, far: jax.Array) -> jax.Array:
     """The distance at which the linearised logit margin reaches 0.
 
     Args:
-      logits: [c].
-      y: the class.
-      gradient: [*d] of the logit margin, of either sign.
+      margin: the logit margin.
+      gradient: [*d] of it, of either sign.
       norm: of the distance.
       far: what it is where the margin is flat.
 
@@ -127,7 +128,7 @@ def first_order_distance(logits: jax.Array, y: jax.Array, gradient: jax.Array, n
       A distance in input units.
     """
     slope = norm.dual_size(gradient)
-    return jnp.where(slope <= 0, far, gap_over_slope(logit_margin(logits, y), slope))
+    return jnp.where(slope <= 0, far, gap_over_slope(margin, slope))
 
 
 def ascent_direction(norm: Norm, gradient: jax.Array, away: jax.Array, share: jax.Array | float) -> jax.Array:

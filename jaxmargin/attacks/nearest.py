@@ -8,8 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmargin import checks
-from jaxmargin.attacks.base import Attack, bisect, clip_to_box, misclassified, outcome
+from jaxmargin.attacks.base import Attack, bisect, clip_to_box, outcome, scores_of
 from jaxmargin.attacks.decoupled_direction_norm import ddn
 from jaxmargin.attacks.deep_fool import deepfool
 from jaxmargin.attacks.fast_minimum_norm import fmn
@@ -100,13 +99,16 @@ def bisect_boundary(
     >>> 1.0 < float(found.distance) < 1.00001
     True
     """
-    checks.whole("num_steps", num_steps)
+    scores = scores_of(logits_fn, x, y, box, num_steps=num_steps)
     clip = clip_to_box(box)
 
     def at(share: jax.Array) -> jax.Array:
         return jnp.where(share >= 1, x_adv, clip(x + share * (x_adv - x)))
 
-    wrong, one = misclassified(logits_fn(x), y), jnp.ones((), x.dtype)
-    _, high = bisect(lambda share: misclassified(logits_fn(at(share)), y), 0 * one, one, num_steps)
+    def beyond(z: jax.Array) -> jax.Array:
+        return scores.misclassified(logits_fn(z), y)
+
+    wrong, one = jnp.argmax(logits_fn(x)) != y, jnp.ones((), x.dtype)
+    _, high = bisect(lambda share: beyond(at(share)), 0 * one, one, num_steps)
     nearer = jnp.where(wrong, x, at(high))
-    return outcome(logits_fn, x, y, jnp.where(wrong | misclassified(logits_fn(x_adv), y), nearer, x_adv), norm)
+    return outcome(scores, logits_fn, x, y, jnp.where(wrong | beyond(x_adv), nearer, x_adv), norm)

@@ -11,13 +11,11 @@ from jaxmargin.attacks.base import (
     Attack,
     Loss,
     loss_named,
-    misclassified,
     outcome,
     project_to_ball,
     random_start,
-    refuse,
+    scores_of,
 )
-from jaxmargin.losses import logit_margin
 from jaxmargin.norms import Norm, l2
 from jaxmargin.types import Box, LogitsFn
 
@@ -91,7 +89,7 @@ def pgd(
     >>> bool(attack.found), bool(attack.distance > 1.0)
     (True, True)
     """
-    refuse(logits_fn, x, y, box, num_steps=num_steps, restarts=restarts)
+    scores = scores_of(logits_fn, x, y, box, num_steps=num_steps, restarts=restarts)
     checks.positive("epsilon", epsilon)
     checks.positive("step_size", step_size)
     checks.one_of("keep", keep, ("last", "best"))
@@ -100,7 +98,7 @@ def pgd(
     def step(search: _Search) -> _Search:
         logits, pullback = jax.vjp(logits_fn, search.z)
         (gradient,) = pullback(jax.grad(loss_fn)(logits, y))
-        search = _best(search, logits, y) if keep == "best" else search
+        search = _best(search, scores.margin(logits, y)) if keep == "best" else search
         z = into_ball(search.z + step_size * _ascent(norm, gradient))
         return search._replace(step=search.step + 1, z=z)
 
@@ -111,8 +109,8 @@ def pgd(
         z = into_ball(_start(key, x, norm, epsilon, box))
         search = jax.lax.while_loop(should_continue, step, _Search(jnp.array(0), z, z, jnp.array(jnp.inf, z.dtype)))
         if keep == "last":
-            return outcome(logits_fn, x, y, search.z, norm)
-        return outcome(logits_fn, x, y, _best(search, logits_fn(search.z), y).best, norm)
+            return outcome(scores, logits_fn, x, y, search.z, norm)
+        return outcome(scores, logits_fn, x, y, _best(search, scores.margin(logits_fn(search.z), y)).best, norm)
 
     def restart(turn: tuple[jax.Array, Attack]) -> tuple[jax.Array, Attack]:
         return turn[0] + 1, from_start(jax.random.fold_in(key, turn[0]))
@@ -162,10 +160,10 @@ def ascend(
     return last
 
 
-def _best(search: _Search, logits: jax.Array, y: jax.Array) -> _Search:
+def _best(search: _Search, margin: jax.Array) -> _Search:
     """The search with its iterate kept if it is the best so far, or not finite, which must not be passed over."""
-    margin = logit_margin(logits, y).astype(search.margin.dtype)
-    better = (margin < search.margin) | jnp.isnan(margin) | misclassified(logits, y) & (search.margin >= 0)
+    margin = margin.astype(search.margin.dtype)
+    better = (margin < search.margin) | jnp.isnan(margin)
     return search._replace(
         best=jnp.where(better, search.z, search.best), margin=jnp.where(better, margin, search.margin)
     )

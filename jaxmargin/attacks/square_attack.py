@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmargin import checks
-from jaxmargin.attacks.base import Attack, outcome, project_to_ball, refuse
-from jaxmargin.losses import logit_margin
+from jaxmargin.attacks.base import Attack, outcome, project_to_ball, scores_of
 from jaxmargin.norms import Norm, l1, linf
 from jaxmargin.types import Box, LogitsFn
 
@@ -66,7 +65,7 @@ def square(
     >>> bool(square(lambda x: w @ x, jax.random.key(0), jnp.array([1.0, 0.5]), 0, epsilon=0.75, num_queries=50).found)
     True
     """
-    refuse(logits_fn, x, y, box, num_queries=num_queries)
+    scores = scores_of(logits_fn, x, y, box, num_queries=num_queries)
     checks.positive("epsilon", epsilon)
     checks.positive("area", area)
     if norm is l1:
@@ -82,7 +81,7 @@ def square(
 
     def judged(offset: jax.Array) -> tuple[jax.Array, jax.Array]:
         z = at(offset)
-        return (z - x).reshape(image), logit_margin(logits_fn(z), y)
+        return (z - x).reshape(image), scores.margin(logits_fn(z), y)
 
     def step(search: _Search) -> _Search:
         key_step = jax.random.fold_in(key, search.query)
@@ -97,7 +96,7 @@ def square(
         start = _start(jax.random.fold_in(key, 0), image, norm, epsilon).astype(x.dtype)
         search = _Search(jnp.array(1), *judged(start))
         search = jax.lax.while_loop(lambda s: (s.query < num_queries) & (s.margin >= 0), step, search)
-        return outcome(logits_fn, x, y, at(search.offset), norm)
+        return outcome(scores, logits_fn, x, y, at(search.offset), norm)
 
 
 def _start(key: jax.Array, image: tuple[int, ...], norm: Norm, epsilon: float | jax.Array) -> jax.Array:

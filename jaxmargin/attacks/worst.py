@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxmargin import checks
 from jaxmargin.attacks import auto_pgd
-from jaxmargin.attacks.base import LOSSES, Attack, outcome, project_to_ball, random_start, refuse
+from jaxmargin.attacks.base import LOSSES, Attack, outcome, project_to_ball, random_start, scores_of
 from jaxmargin.attacks.work_queue import run_queue
 from jaxmargin.batching.rules import Batch, batch_rule, single_example
 from jaxmargin.losses import targeted_dlr
@@ -54,7 +54,8 @@ def _of_batch(
     workers: int | None = None,
 ) -> Attack:
     """``worst_case`` of n examples; search number i is attempt i // n on example i % n."""
-    num_classes = refuse(logits_fn, batch.xs[0], batch.ys[0], box, num_steps=num_steps, restarts=restarts)
+    scores = scores_of(logits_fn, batch.xs[0], batch.ys[0], box, num_steps=num_steps, restarts=restarts)
+    num_classes = scores.num_classes
     checks.positive("epsilon", epsilon)
     raised = [_loss(name, num_classes) for name in _named(losses)]
     n, attempts = len(batch.xs), len(raised) * restarts
@@ -78,7 +79,7 @@ def _of_batch(
             value: jax.Array = jax.lax.switch(state.attempt % len(raised), raised, logits, state.y, state.target)
             return value
 
-        value_and_grad = auto_pgd.value_and_grad_of(logits_fn, loss, state.y)
+        value_and_grad = auto_pgd.value_and_grad_of(scores, logits_fn, loss, state.y)
         project = project_to_ball(state.x, norm, epsilon, box)
         return state._replace(search=auto_pgd.step(value_and_grad, project, norm, epsilon, num_steps, state.search))
 
@@ -98,7 +99,7 @@ def _of_batch(
             _Found(jnp.full(n, attempts), batch.xs), count=n * attempts, workers=workers,
         )  # fmt: skip
         ends = batch.xs, batch.ys, found.x_adv
-        attack: Attack = jax.lax.map(lambda one: outcome(logits_fn, one[0], one[1], one[2], norm), ends)
+        attack: Attack = jax.lax.map(lambda one: outcome(scores, logits_fn, one[0], one[1], one[2], norm), ends)
         return attack
 
 

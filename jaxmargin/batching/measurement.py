@@ -12,7 +12,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmargin import checks
+from jaxmargin.batching.facts import confirmed
 from jaxmargin.batching.rules import Batch, BatchRule, rule_of
+from jaxmargin.norms import Norm, l2
 from jaxmargin.types import ApplyFn, Measure, Result
 from jaxmargin.xla_cpu import loopable, on_cpu
 from jaxmargin.xla_cpu.equations import convolves
@@ -22,6 +24,8 @@ from jaxmargin.xla_cpu.rows import CONVOLVING_ROWS, ROWS, by_rows
 __all__ = ["Measurement", "over_batch"]
 
 Array = jax.Array | np.ndarray
+
+_CONFIRMED = 128  # examples whose predictions are looked at together
 
 
 def over_batch(
@@ -65,7 +69,7 @@ def over_batch(
     Array([1. , 1.2], dtype=float32)
     """
     plan = _planned(measure, batch_size, mesh, options)
-    return Measurement(plan, _built(plan, loopable(apply_fn), mesh), mesh)
+    return Measurement(plan, _built(plan, apply_fn, mesh), mesh)
 
 
 # What is measured, and how -------------------------------------------------------------------------------------------
@@ -79,6 +83,7 @@ class _Plan(NamedTuple, Generic[Result]):
     known: frozenset[str]  # options of the measure
     needed: frozenset[str]  # of them, those still to be given with the examples
     options: dict[str, Any]
+    norm: Norm  # that it measures with, if any
     batch_size: int
 
 
@@ -97,7 +102,9 @@ def _planned(
         options = options | {"axis_name": "samples"}
     checks.box(options.get("box"))
     needed = frozenset(p.name for p in keywords if p.default is p.empty) - options.keys()
-    return _Plan(measure, rule, known, needed, options, _examples(rule, batch_size))
+    defaults = {p.name: p.default for p in keywords}
+    norm = (defaults | options).get("norm", l2)
+    return _Plan(measure, rule, known, needed, options, norm, _examples(rule, batch_size))
 
 
 def _examples(rule: BatchRule[Any] | None, batch_size: int | None) -> int:
@@ -137,18 +144,26 @@ class _Steps(NamedTuple, Generic[Result]):
     """Compiled functions, the last two (given, n, indices, xs, ys) -> (results, whether the logits are finite)."""
 
     probe: Any  # (params, xs [k, *d]) -> [k, c] logits of a few examples
+    classes: Callable[[Any, Array], jax.Array]  # (params, xs [b, *d]) -> [b] predictions of the classifier as given
     plain: Callable[..., tuple[Result, jax.Array]]
     convolving: Callable[..., tuple[Result, jax.Array]]  # for networks that convolve; not inside of another jit
 
 
 def _built(plan: _Plan[Result], apply_fn: ApplyFn, mesh: Mesh | None) -> _Steps[Result]:
+    fast: ApplyFn = loopable(apply_fn)
+
     @jax.jit
     def probe(params: Any, xs: jax.Array) -> jax.Array:
-        logits: jax.Array = jax.lax.map(functools.partial(apply_fn, params), xs)
+        logits: jax.Array = jax.lax.map(functools.partial(fast, params), xs)
         return logits
 
-    step, convolving_step = (functools.partial(_step, plan, apply_fn, rows) for rows in (ROWS, CONVOLVING_ROWS))
-    return _Steps(probe, _divided(step, mesh), _divided(convolving_step, mesh, without_slow_kernels()))
+    @jax.jit
+    def classes(params: Any, xs: jax.Array) -> jax.Array:
+        logits: jax.Array = jax.lax.map(functools.partial(apply_fn, params), xs, batch_size=_CONFIRMED)
+        return jnp.argmax(logits, 1)
+
+    step, convolving_step = (functools.partial(_step, plan, fast, rows) for rows in (ROWS, CONVOLVING_ROWS))
+    return _Steps(probe, classes, _divided(step, mesh), _divided(convolving_step, mesh, without_slow_kernels()))
 
 
 def _step(
@@ -266,10 +281,25 @@ class Measurement(Generic[Result]):
         for start in range(first, n, size):
             indices = start + np.arange(size)
             rows = np.minimum(indices, n - 1)  # the last example fills its batch up
-            measured = step(given, n, indices, xs[rows], ys[rows])
-            result, finite = measured if start + size <= n else _first(measured, n - start)
+            result, finite = step(given, n, indices, xs[rows], ys[rows])
+            result = self._confirmed(given, result, xs[rows], ys[rows])
+            result, finite = (result, finite) if start + size <= n else _first((result, finite), n - start)
             _refuse_nan(result, finite, start)
             yield result
+
+    def _confirmed(self, given: _Given, result: Result, xs: Array, ys: Array) -> Result:
+        """The result; where it claims that inputs are misclassified, as the classifier itself sees them."""
+        if not hasattr(result, "claimed"):
+            return result
+        options = self.plan.options | given.values
+
+        def classes(inputs: np.ndarray) -> np.ndarray:
+            (everywhere,) = self._everywhere(inputs)
+            return np.asarray(self.steps.classes(given.params, everywhere))
+
+        limits = self.plan.norm, float(options.get("epsilon", np.inf)), options.get("box")
+        found: Result = confirmed(result, np.asarray(xs), np.asarray(ys), classes, *limits)  # type: ignore[type-var]
+        return found
 
     def _given(self, params: Any, key: jax.Array, values: dict[str, Any]) -> _Given:
         """Refuses options of a call that the measure does not have, misses those it needs, and wants them positive."""
