@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-__all__ = ["Norm", "l1", "l2", "linf", "radial"]
+__all__ = ["Norm", "l1", "l2", "linf", "radial", "scale_of", "summable"]
 
 
 class Norm(NamedTuple):
@@ -37,24 +37,53 @@ class Norm(NamedTuple):
     sample_ball: Callable[[jax.Array, tuple[int, ...]], jax.Array]
 
 
+def summable(x: jax.Array) -> jax.Array:
+    """The same in single precision at least, in which a sum of many halves is right and does not overflow.
+
+    Args:
+      x: [*d].
+
+    Returns:
+      [*d].
+    """
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def scale_of(largest: jax.Array) -> jax.Array:
+    """A power of two that brings numbers of that size where their squares are ordinary; 1 where they are already.
+
+    Multiplied by a power of two, and divided by it again in the end, a number keeps its bits.
+
+    Args:
+      largest: sizes of any shape.
+
+    Returns:
+      Scales of that shape, without derivative.
+    """
+    scale = jnp.where(largest > 2.0**40, 2.0**-96, jnp.where(largest < 2.0**-40, 2.0**96, 1.0))
+    return jax.lax.stop_gradient(scale).astype(largest.dtype)
+
+
 def _l2_size(x: jax.Array) -> jax.Array:
-    square = jnp.sum(x * x)
+    x = summable(x)
+    scale = scale_of(jnp.max(jnp.abs(x)))
+    square = jnp.sum((x * scale) ** 2)
     nonzero = square != 0  # the slope of sqrt at 0 is infinite; the double where keeps its NaN out of the gradient
-    return jnp.where(nonzero, jnp.sqrt(jnp.where(nonzero, square, 1.0)), 0.0)
+    return jnp.where(nonzero, jnp.sqrt(jnp.where(nonzero, square, 1.0)), 0.0) / scale
 
 
 def _linf_size(x: jax.Array) -> jax.Array:
-    return jnp.max(jnp.abs(x))
+    return jnp.max(jnp.abs(summable(x)))
 
 
 def _l1_size(x: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.abs(x))
+    return jnp.sum(jnp.abs(summable(x)))
 
 
 def _l2_steepest(g: jax.Array) -> jax.Array:
     scale = _linf_size(g)  # dividing by the largest entry first keeps tiny gradients from underflowing when squared
     unit = g / jnp.where(scale > 0, scale, 1.0)
-    return unit / jnp.maximum(_l2_size(unit), 1.0)
+    return (unit / jnp.maximum(_l2_size(unit), 1.0)).astype(g.dtype)
 
 
 def _l1_steepest(g: jax.Array) -> jax.Array:
@@ -68,21 +97,26 @@ def _l1_spread(g: jax.Array, share: jax.Array | float) -> jax.Array:
     count = jnp.clip(jnp.ceil(share * size.size).astype(int), 1, size.size)
     least = jnp.sort(size)[size.size - count]
     signs = jnp.where(jnp.abs(g) >= least, jnp.sign(g), 0.0)
-    return signs / jnp.maximum(_l1_size(signs), 1.0)
+    return (signs / jnp.maximum(_l1_size(signs), 1.0)).astype(g.dtype)
 
 
 def _l2_project(x: jax.Array, radius: jax.Array | float) -> jax.Array:
-    return x * jnp.minimum(1.0, radius / jnp.maximum(_l2_size(x), jnp.finfo(x.dtype).tiny))
+    size = _l2_size(x)
+    return (x * jnp.minimum(1.0, radius / jnp.maximum(size, jnp.finfo(size.dtype).tiny))).astype(x.dtype)
 
 
 def _linf_project(x: jax.Array, radius: jax.Array | float) -> jax.Array:
-    return jnp.clip(x, -radius, radius)
+    return jnp.clip(x, -radius, radius).astype(x.dtype)
 
 
 def _l1_project(x: jax.Array, radius: jax.Array | float) -> jax.Array:
-    nearest: jax.Array = optax.projections.projection_l1_ball(x, radius)
-    outside = _l1_size(x) > radius  # there the size is the radius, up to a rounding relative to ||x||_1: put it right
-    return nearest * jnp.where(outside, radius / jnp.where(outside, _l1_size(nearest), 1.0), 1.0)
+    wide, outside = summable(x), _l1_size(x) > radius
+    size = jnp.abs(wide)
+    # The simplex does not mind a shift, and differences from the largest entry are exact however small the radius.
+    kept = optax.projections.projection_simplex((size - jnp.max(size)).reshape(-1), jnp.asarray(radius, wide.dtype))
+    total = jnp.sum(kept)  # the radius, up to rounding: put it right
+    kept = kept * (radius / jnp.where(total > 0, total, 1.0))
+    return jnp.where(outside, jnp.sign(wide) * kept.reshape(x.shape), wide).astype(x.dtype)
 
 
 def _l2_sample(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -13,7 +13,8 @@ from jaxmargin.losses import soft_logit_margin
 
 pytestmark = pytest.mark.hurried
 
-D_MAX = 3.0
+D_MAX, NUM_HALVINGS = 3.0, 16
+BOX = (0.0, 1.0)
 NORMS = {"l2": (jm.l2, 2), "linf": (jm.linf, 1), "l1": (jm.l1, np.inf)}  # with the order of the dual
 
 
@@ -24,23 +25,29 @@ def binary(seed=0, n=12):
     return np.float32(w), np.float32(xs), (xs @ w > 0).astype(int)
 
 
-def logits_fn(w, x):
-    return jnp.stack([-0.5 * jnp.vdot(w, x), 0.5 * jnp.vdot(w, x)])
+def logits_fn(params, x):
+    w, centre = params
+    return jnp.stack([-0.5, 0.5]) * jnp.vdot(w, x - centre)
 
 
 @functools.cache
 def search(**options):
-    """One compilation a norm and number of steps: radii and classifiers are traced."""
+    """One compilation for equal options: radii and classifiers are traced."""
 
-    def one(w, epsilon, key, x, y):
-        return jm.attacks.an_pgd(functools.partial(logits_fn, w), key, x, y, epsilon=epsilon, d_max=D_MAX, **options)
+    def one(params, epsilon, key, x, y):
+        logits = functools.partial(logits_fn, params)
+        return jm.attacks.an_pgd(logits, key, x, y, epsilon=epsilon, d_max=D_MAX, num_halvings=NUM_HALVINGS, **options)
 
     return jax.jit(jax.vmap(one, (None, None, 0, 0, 0)))
 
 
-def found_by(norm, epsilon, *, xs, ys, w, **options):
-    keys = jax.random.split(jax.random.key(0), len(xs))
-    return search(norm=norm, **options)(w, epsilon, keys, xs, ys)
+def found_by(norm, epsilon, *, xs, ys, w, centre=(0, 0, 0, 0), num_steps=100, **options):
+    """What is found from each point; a few of them take turns to fill the batch."""
+    rows, keys = np.arange(12) % len(xs), jax.random.split(jax.random.key(0), 12)
+    params = np.float32(w), np.float32(centre)
+    run = search(norm=norm, num_steps=num_steps, **options)
+    found = run(params, jnp.float32(epsilon), keys, np.float32(xs)[rows], ys[rows])
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[: len(xs)], found)
 
 
 @pytest.mark.parametrize("name", ["l2", "linf"])
@@ -50,7 +57,7 @@ def test_the_distance_on_a_linear_classifier_is_the_closed_form_from_any_radius(
     w, xs, ys = binary()
     exact = np.abs(xs @ w) / np.linalg.norm(w, dual)
     assert (exact < D_MAX).all() and (exact > 0.5).any() and (exact < 0.5).any()
-    found = found_by(norm, epsilon, xs=xs, ys=ys, w=w, num_steps=100, num_halvings=24)
+    found = found_by(norm, epsilon, xs=xs, ys=ys, w=w)
     assert found.found.all()
     assert (found.distance >= exact * (1 - 1e-5)).all()
     # On the sphere each step takes 1/41 of what is left of the random start across the direction: not much in l2.
@@ -59,9 +66,9 @@ def test_the_distance_on_a_linear_classifier_is_the_closed_form_from_any_radius(
 
 def test_the_point_lies_on_the_boundary_within_the_resolution_and_at_its_distance():
     w, xs, ys = binary()
-    found = found_by(jm.l2, 0.5, xs=xs, ys=ys, w=w, num_halvings=10)
-    margins = jax.vmap(lambda x, y: soft_logit_margin(logits_fn(w, x), y))(found.x_adv, ys)
-    resolution = np.linalg.norm(w) * LONGER * D_MAX / 2**10
+    found = found_by(jm.l2, 0.5, xs=xs, ys=ys, w=w)
+    margins = found.x_adv @ w * (2 * ys - 1)  # of two classes the soft margin is the logit margin
+    resolution = np.linalg.norm(w) * LONGER * D_MAX / 2**NUM_HALVINGS
     assert (margins <= 1e-6).all() and (margins > -resolution - 1e-6).all()
     np.testing.assert_allclose(found.distance, np.linalg.norm(found.x_adv - xs, axis=1), rtol=1e-5)
 
@@ -77,45 +84,46 @@ def test_a_boundary_beyond_the_end_is_not_found_and_the_point_lies_at_the_end():
 def test_the_box_holds_the_point_and_its_distance_counts():
     w = np.float32([1.0, 0.2, 0.0, 0.0])
     xs, ys = np.float32([[0.9, 0.9, 0.5, 0.5], [0.6, 0.3, 0.1, 1.0]]), np.array([1, 1])
-    shifted = lambda x: logits_fn(w, x - jnp.float32([0.5, 0.5, 0.0, 0.0]))  # noqa: E731
-    run = functools.partial(jm.attacks.an_pgd, shifted, epsilon=0.5, d_max=2.0, box=(0.0, 1.0), num_steps=40)
-    found = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), 2), xs, ys)
+    found = found_by(jm.l2, 0.5, xs=xs, ys=ys, w=w, centre=[0.5, 0.5, 0, 0], box=BOX)
     assert ((found.x_adv >= 0) & (found.x_adv <= 1)).all()
     np.testing.assert_allclose(found.distance, np.linalg.norm(found.x_adv - xs, axis=1), rtol=1e-5)
 
 
 def test_the_released_code_overstates_the_distance_where_the_box_shortens_the_direction():
-    """x1 + x2 falls fastest to (0, 0), 0.6 away and well inside of the ball of radius 1; the boundary is 0.4 away."""
-    x, y = jnp.float32([0.6, 0.0]), jnp.array(1)
-    shifted = lambda x: logits_fn(jnp.ones(2), x - jnp.float32([0.2, 0.0]))  # noqa: E731
-    options = dict(epsilon=1.0, box=(0.0, 1.0), d_max=2.0, num_steps=40, num_halvings=20)
-
-    @jax.jit
-    def both(key):
-        search = functools.partial(jm.attacks.an_pgd, shifted, x=x, y=y, **options)
-        return [search(key=jax.random.clone(key), reference=reference) for reference in (False, True)]
-
-    ours, theirs = both(jax.random.key(0))
+    """The sum falls fastest to 0, 0.6 away and well inside of the ball of radius 1; the boundary is 0.4 away."""
+    xs, ys, w = np.float32([[0.6, 0.0, 0.0, 0.0]]), np.array([1]), [1, 1, 1, 1]
+    options = dict(xs=xs, ys=ys, w=w, centre=[0.2, 0, 0, 0], box=BOX)
+    ours, theirs = (found_by(jm.l2, 1.0, reference=reference, **options) for reference in (False, True))
     np.testing.assert_allclose(ours.distance, 0.4, rtol=1e-3)
-    np.testing.assert_allclose(jnp.linalg.norm(theirs.x_adv - x), 0.4, rtol=1e-3)
+    np.testing.assert_allclose(np.linalg.norm(theirs.x_adv - xs), 0.4, rtol=1e-3)
     np.testing.assert_allclose(theirs.distance, 0.4 / 0.6, rtol=1e-3)
 
 
 def test_both_agree_where_nothing_shortens_the_direction():
     w, xs, ys = binary()
-    options = dict(xs=xs, ys=ys, w=w, num_steps=40, num_halvings=20)
+    # So near to the middle that the box does not bind.
+    options = dict(xs=0.5 + 0.1 * xs, ys=ys, w=w, centre=[0.5] * 4, box=BOX)
     ours, theirs = (found_by(jm.l2, 0.3, reference=reference, **options) for reference in (False, True))
+    assert ours.found.all()
+    assert ((ours.x_adv > 0) & (ours.x_adv < 1)).all()
     np.testing.assert_allclose(ours.distance, theirs.distance, rtol=1e-3, atol=1e-4)
 
 
 def test_the_soft_boundary_is_never_farther_than_the_classifiers(tiny):
     """d_SLM <= d: where the prediction changes, the soft margin has changed its sign already."""
-    ys = tiny.predicted
-    soft = jax.jit(jax.vmap(lambda x, y: soft_logit_margin(tiny.model.apply(tiny.params, x), y)))
-    nearest = jm.over_batch(jm.minimum_norm, tiny.model.apply, num_steps=100)
-    found = nearest(tiny.params, jax.random.key(0), tiny.xs, ys)
-    assert found.found.all() and (soft(tiny.xs, ys) > 0).any()
-    assert (soft(found.x_adv, ys) < 0).all()
+    tiny_logits = functools.partial(tiny.model.apply, tiny.params)
+
+    @jax.jit
+    @jax.vmap
+    def margins(key, x, y):
+        """Soft, at the point and where the prediction has only just changed."""
+        far = jm.deepfool(tiny_logits, key, x, y)
+        near = jm.attacks.bisect_boundary(tiny_logits, x, y, far.x_adv)
+        return near.found, *(soft_logit_margin(tiny_logits(z), y) for z in (x, near.x_adv))
+
+    found, before, after = margins(jax.random.split(jax.random.key(0), 9), tiny.xs, tiny.predicted)
+    assert found.all() and (before > 0).any()
+    assert (after < 0).all()
 
 
 @pytest.mark.parametrize(
@@ -133,5 +141,6 @@ def test_bad_options_are_refused(options, message):
     w, xs, ys = binary()
     with pytest.raises(ValueError, match=message):
         jm.attacks.an_pgd(
-            functools.partial(logits_fn, w), jax.random.key(0), xs[0], ys[0], **dict(epsilon=1.0, d_max=2.0) | options
-        )
+            functools.partial(logits_fn, (w, 0 * w)), jax.random.key(0), xs[0], ys[0],
+            **dict(epsilon=1.0, d_max=2.0) | options,
+        )  # fmt: skip

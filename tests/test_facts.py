@@ -1,4 +1,6 @@
-"""What is called found is a fact of the classifier as it was given; ``python -m benchmarks.facts`` asks ten networks."""
+"""What is called found is a fact of the classifier as it was given; ``python -m benchmarks.facts`` asks many of them."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import pytest
 from flax import nnx
 
 import jaxmargin as jm
-from jaxmargin.attacks.base import Attack, Scores, scores_of
+from jaxmargin.attacks.base import Attack, target_of
 from jaxmargin.batching.facts import confirmed
 
 pytestmark = pytest.mark.hurried
@@ -128,14 +130,75 @@ def test_the_coarsest_precision_on_the_way_to_the_logits_counts():
     def half_inside(x):
         return jax.lax.map(lambda x: jnp.tanh(x.astype(jnp.bfloat16)).astype(jnp.float32), x)
 
-    x = jnp.ones(3)
-    assert scores_of(jnp.tanh, x, 0, None) == Scores(3, 32 * np.finfo(np.float32).eps)
-    assert scores_of(half_inside, x, 0, None) == Scores(3, 8 * 2.0**-7)
-    assert scores_of(lambda x: jnp.tanh(x).astype(jnp.float16), x, 0, None) == Scores(3, 8 * 2.0**-10)
+    def rounding(logits_fn):
+        return target_of(logits_fn, jnp.ones(3), 0, None).rounding
+
+    assert rounding(jnp.tanh) == 32 * np.finfo(np.float32).eps
+    assert rounding(half_inside) == 8 * 2.0**-7
+    assert rounding(lambda x: jnp.tanh(x).astype(jnp.float16)) == 8 * 2.0**-10
 
 
 def test_a_tie_and_what_rounding_may_turn_are_not_misclassified():
-    scores, high = Scores(3, 0.01), np.float32(100)
+    target, high = target_of(lambda x: x, jnp.ones(3), 0, None)._replace(rounding=0.01), np.float32(100)
     for other, wrong in ((90.0, False), (100.0, False), (100.9, False), (102.0, True), (np.inf, False)):
-        assert scores.misclassified(jnp.float32([high, other, -1e30]), 0) == wrong
-    assert scores.misclassified(jnp.float32([high, 100.9, 0.0]), 0, 0.5)
+        assert target.misclassified(jnp.float32([high, other, -1e30])) == wrong
+    assert target.misclassified(jnp.float32([high, 100.9, 0.0]), 0.5)
+
+
+# Any precision ------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def linear_in(example, weights):
+    """(weights, examples, classes, exact distances in l2) of three classes, as the dtypes hold them."""
+    rng = np.random.default_rng(0)
+    w, xs = jnp.asarray(rng.normal(size=(3, 8)), weights), jnp.asarray(rng.uniform(size=(6, 8)), example)
+    logits = np.float64(xs) @ np.float64(w).T
+    ys = logits.argmax(1)
+    slopes = np.linalg.norm(np.float64(w)[ys][:, None] - np.float64(w), axis=2)
+    ratios = (logits.max(1, keepdims=True) - logits) / np.where(slopes > 0, slopes, 1)
+    return w, xs, ys, np.min(np.where(slopes > 0, ratios, np.inf), 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attack", [jm.ddn, jm.deepfool, jm.fmn])
+@pytest.mark.parametrize(
+    ("example", "weights"),
+    [("bfloat16", "float32"), ("float16", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16")],
+)
+def test_distances_are_right_to_the_coarser_precision(attack, example, weights, key):
+    w, xs, ys, distances = linear_in(example, weights)
+    found = jm.over_batch(attack, lambda w, x: w @ x)(w, key, xs, ys)
+    assert found.x_adv.dtype == example and found.distance.dtype == jnp.float32 and found.found.all()
+    coarser = max(float(jnp.finfo(kind).eps) for kind in (example, weights))
+    ratios = found.distance / distances
+    assert (ratios > 1 - 16 * coarser).all() and np.median(ratios) < 1.05 + 32 * coarser
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1.0, 1e12, 1e30])
+@pytest.mark.parametrize("norm", [jm.l2, jm.linf, jm.l1], ids=["l2", "linf", "l1"])
+def test_sizes_and_margins_of_any_scale(norm, scale, key):
+    w, xs, _, _ = linear_in("float32", "float32")
+    order, dual = {jm.l2: (2, 2), jm.linf: (np.inf, 1), jm.l1: (1, np.inf)}[norm]
+    np.testing.assert_allclose(norm.size(scale * xs[0]) / scale, np.linalg.norm(xs[0], order), rtol=1e-5)
+    found = jm.linear_margin(lambda x: w @ (x / scale), key, scale * xs[0], 0, norm=norm)
+    plain = jm.linear_margin(lambda x: w @ x, key, xs[0], 0, norm=norm)
+    np.testing.assert_allclose(found.margin / scale, plain.margin, rtol=1e-5)
+    np.testing.assert_allclose(found.lipschitz * scale, plain.lipschitz, rtol=1e-5)
+    np.testing.assert_allclose(norm.size(norm.project(scale * xs[0], 0.1 * scale)) / scale, 0.1, rtol=1e-5)
+
+
+def test_half_precision_images_of_many_pixels_have_their_margin(key):
+    w = (20 * jax.random.normal(jax.random.key(2), (3, 784))).astype(jnp.float16)
+    x = jax.random.uniform(jax.random.key(1), (784,)).astype(jnp.float16)
+    logits = np.float64(w) @ np.float64(x)
+    best = logits.argmax()
+    others = [k for k in range(3) if k != best]
+    exact = min((logits[best] - logits[k]) / np.linalg.norm(np.float64(w[best]) - np.float64(w[k])) for k in others)
+    found = jm.linear_margin(lambda x: w @ x, key, x, best)
+    np.testing.assert_allclose(found.margin, exact, rtol=0.02)
+
+
+def test_a_radius_far_below_the_entries_is_kept_in_l1():
+    projected = jm.l1.project(jnp.full(6, -6554.4653), 0.001953125)
+    np.testing.assert_allclose(projected, -0.001953125 / 6, rtol=1e-6)

@@ -30,9 +30,14 @@ def logits_of(params, x):
     return params["v"] @ jnp.tanh(params["u"] @ x + params["a"])
 
 
+def scores_of(params, points):
+    """Logits [m, 3] at points [m, 2] in float64."""
+    return np.tanh(points @ params["u"].T + params["a"]) @ params["v"].T
+
+
 def soft_losses(params, points, y, hard=False):
     """-(f_y - log sum_k exp f_k) at many points in float64, or the logit margin loss."""
-    scores = np.tanh(points @ params["u"].T + params["a"]) @ params["v"].T  # [m, 3]
+    scores = scores_of(params, points)
     others = np.delete(scores, y, 1)
     return (others.max(1) if hard else np.log(np.exp(others).sum(1))) - scores[:, y]
 
@@ -40,12 +45,12 @@ def soft_losses(params, points, y, hard=False):
 def distance(params, x, y, order, hard=False):
     """The exact distance to where the loss is 0, by rays: (distance, offset). In float64, to about 1e-9."""
 
-    def crossing(angles):
+    def crossing(angles, reach, count):
         rays = np.stack([np.cos(angles), np.sin(angles)], 1)
         rays /= np.linalg.norm(rays, order, axis=1, keepdims=True)
         loss = lambda sizes: soft_losses(params, x + sizes[:, None] * rays, y, hard)  # noqa: E731
-        grid = np.linspace(0, 6, 151)
-        over = np.stack([loss(np.full(len(angles), size)) for size in grid]) >= 0  # [151, m]
+        grid = np.linspace(0, reach, count)
+        over = np.stack([loss(np.full(len(angles), size)) for size in grid]) >= 0  # [count, m]
         first = np.argmax(over, 0)
         low, high = grid[np.maximum(first - 1, 0)], np.where(over.any(0), grid[first], np.inf)
         low = np.where(np.isinf(high), 0, low)
@@ -55,21 +60,25 @@ def distance(params, x, y, order, hard=False):
             low, high = np.where(beyond, low, middle), np.where(beyond & ~np.isinf(high), middle, high)
         return high, rays
 
-    centre, width = 0.0, np.pi
-    for _ in range(5):  # a finer fan around the nearest ray each time
+    centre, width, reach, count = 0.0, np.pi, 6.0, 151
+    for _ in range(5):  # a finer fan around the nearest ray each time, not much longer than that
         angles = np.linspace(centre - width, centre + width, 201)
-        sizes, rays = crossing(angles)
+        sizes, rays = crossing(angles, reach, count)
         best = np.argmin(sizes)
-        centre, width = angles[best], width / 40
+        centre, width, reach, count = angles[best], width / 40, min(reach, 1.1 * sizes[best]), 41
     return sizes[best], sizes[best] * rays[best]
 
 
-def right_points(params, n=40, seed=1):
-    """Points that are classified rightly and whose soft boundary is between 0.1 and 2 away, with labels."""
-    xs = np.random.default_rng(seed).normal(size=(n, 2))
-    ys = np.argmax(np.tanh(xs @ params["u"].T + params["a"]) @ params["v"].T, 1)
-    found = [(x, int(y)) for x, y in zip(xs, ys, strict=True) if soft_losses(params, x[None], y)[0] < 0]
-    return [(x, y) for x, y in found if 0.1 < distance(params, x, y, 2)[0] < 2][:4]
+@functools.cache
+def right_points(n=4, seed=1):
+    """Points that ``network()`` classifies rightly, their soft boundary between 0.1 and 2 away, with labels."""
+    params, rng, found = network(), np.random.default_rng(seed), []
+    while len(found) < n:
+        x = rng.normal(size=2)
+        y = int(np.argmax(scores_of(params, x[None])))
+        if soft_losses(params, x[None], y)[0] < 0 and 0.1 < distance(params, x, y, 2)[0] < 2:
+            found.append((x, y))
+    return found
 
 
 def as_float32(params):
@@ -94,10 +103,8 @@ def slope_by_envelope(params, x, offset, y, norm):
 @both_norms
 def test_the_slope_of_the_distance_is_that_of_the_loss_at_the_shortest_perturbation(norm, order):
     params = network()
-    points = right_points(params)
-    assert len(points) == 4
     rng = np.random.default_rng(2)
-    for x, y in points:
+    for x, y in right_points():
         _, offset = distance(params, x, y, order)
         slope = slope_by_envelope(params, x, offset, y, norm)
         for _ in range(2):
@@ -113,18 +120,22 @@ def test_on_a_linear_classifier_the_same_slope_is_the_closed_form(norm, order):
     dual = {2: 2, np.inf: 1}[order]
     margin = lambda w: jnp.vdot(w, x) / jnp.linalg.norm(w, dual)  # noqa: E731
     logits_fn = lambda w, z: jnp.stack([jnp.vdot(w, z), jnp.zeros(())])  # noqa: E731
-    nearest = x - margin(w) * norm.steepest(jnp.asarray(w))
-    by_params, by_input = jax.grad(lambda w, z: -soft_logit_margin(logits_fn(w, z), 0), (0, 1))(w, nearest)
-    np.testing.assert_allclose(-by_params / norm.dual_size(by_input), jax.grad(margin)(w), rtol=1e-4)
+
+    @jax.jit
+    def both(w):
+        nearest = x - margin(w) * norm.steepest(w)
+        by_params, by_input = jax.grad(lambda w, z: -soft_logit_margin(logits_fn(w, z), 0), (0, 1))(w, nearest)
+        return -by_params / norm.dual_size(by_input), jax.grad(margin)(w)
+
+    np.testing.assert_allclose(*both(w), rtol=1e-4)
 
 
 @both_norms
 def test_a_step_of_the_objective_moves_the_boundary_away(norm, order):
-    params = network()
-    objective = objectives.mma(norm=norm, d_max=3.0, num_steps=40, num_halvings=20, clean_weight=0.0)
-    for x, y in right_points(params):
+    params, objective = network(), raising(norm, clean_weight=0.0)
+    for x, y in right_points():
         before, _ = distance(params, x, y, order)
-        gradients = [gradient_at(objective, as_float32(params), jnp.float32(x), y, seed=seed) for seed in range(3)]
+        gradients = [search(objective, params, x, y, seed=seed)[-1] for seed in range(3)]
         found = [one for one in gradients if any((leaf != 0).any() for leaf in jax.tree.leaves(one))]
         assert found  # PGD may end in a local maximum short of the boundary, but not from every start
         for gradient in found:
@@ -134,7 +145,7 @@ def test_a_step_of_the_objective_moves_the_boundary_away(norm, order):
 
 def test_the_soft_boundary_is_never_the_farther_one():
     params = network()
-    distances = [[distance(params, x, y, 2, hard)[0] for hard in (False, True)] for x, y in right_points(params)]
+    distances = [[distance(params, x, y, 2, hard)[0] for hard in (False, True)] for x, y in right_points()]
     assert all(soft <= hard + 1e-9 for soft, hard in distances)
     assert any(soft < hard - 1e-3 for soft, hard in distances)
 
@@ -144,82 +155,81 @@ def test_with_two_classes_the_soft_margin_is_the_logit_margin():
     np.testing.assert_allclose(soft_logit_margin(logits, 0), logit_margin(logits, 0), rtol=1e-6)
 
 
+@functools.cache
+def raising(norm=jm.l2, d_max=3.0, **options):
+    """One objective for equal options, so that its searches are compiled once."""
+    return objectives.mma(norm=norm, d_max=d_max, num_steps=40, num_halvings=20, **options)
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def slopes(objective, params, x, y, example_state, key):
-    """The gradient of one example's loss in the parameters, after the search."""
+def searched(objective, params, x, y, example_state, key):
+    """What the search finds, the new state, the loss, and its gradient in the parameters."""
     example = (key, x, y)
-    inner_result, _ = objective.inner_maximization(
+    inner_result, state = objective.inner_maximization(
         functools.partial(logits_of, params), *example, example_state, jnp.array(0)
     )
     loss = lambda params: objective.example_loss(functools.partial(logits_of, params), *example, inner_result)  # noqa: E731
-    return jax.grad(loss)(params)
+    return inner_result, state, *jax.value_and_grad(loss)(params)
 
 
-def gradient_at(objective, params, x, y, example_state=1.0, seed=0):
-    return slopes(objective, params, x, jnp.asarray(y), jnp.asarray(example_state), jax.random.key(seed))
+def search(objective, params, x, y, example_state=1.0, seed=0):
+    state = jnp.float32(example_state)
+    return searched(objective, as_float32(params), jnp.float32(x), jnp.asarray(y), state, jax.random.key(seed))
 
 
-def inner_maximum(objective, params, x, y, example_state=1.0, seed=0):
-    logits_fn = functools.partial(logits_of, params)
-    example = (jax.random.key(seed), x, jnp.asarray(y), jnp.asarray(example_state))
-    return objective.inner_maximization(logits_fn, *example, jnp.array(0))
+@jax.jit
+def cross_entropies(params, zs, y):
+    return jax.vmap(lambda z: cross_entropy(logits_of(params, z), y))(zs)
 
 
 def test_a_margin_beyond_d_max_has_no_gradient_and_is_remembered_as_such():
-    params = network()
-    x, y = right_points(params)[0]
-    d = distance(params, x, y, 2)[0]
-    reach = objectives.mma(d_max=0.5 * d, num_steps=20, clean_weight=0.0)
-    gradient = gradient_at(reach, as_float32(params), jnp.float32(x), y, example_state=0.4 * d)
+    x, y = right_points()[0]
+    d = distance(network(), x, y, 2)[0]
+    _, state, _, gradient = search(raising(d_max=0.5 * d, clean_weight=0.0), network(), x, y, example_state=0.4 * d)
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradient))
-    _, example_state = inner_maximum(reach, as_float32(params), jnp.float32(x), y, example_state=0.4 * d)
-    np.testing.assert_allclose(example_state, LONGER * 0.5 * d, rtol=1e-5)
-    farther = objectives.mma(d_max=2 * d, num_steps=40, num_halvings=20, clean_weight=0.0)
-    gradient = gradient_at(farther, as_float32(params), jnp.float32(x), y)
+    np.testing.assert_allclose(state, LONGER * 0.5 * d, rtol=1e-5)
+    *_, gradient = search(raising(jm.l2, clean_weight=0.0), network(), x, y)
+    assert d < 3
     assert any((leaf != 0).any() for leaf in jax.tree.leaves(gradient))
 
 
 def test_a_wrong_example_counts_with_its_own_cross_entropy_and_is_forgotten():
-    params = as_float32(network())
-    x = jnp.float32([0.3, -0.2])
-    y = int(jnp.argmin(logits_of(params, x)))
-    objective = objectives.mma(d_max=2.0)
-    inner_result, example_state = inner_maximum(objective, params, x, y)
+    params, x = network(), np.float32([0.3, -0.2])
+    y = int(np.argmin(scores_of(params, x[None])[0]))
+    inner_result, state, value, _ = search(raising(), params, x, y)
     np.testing.assert_array_equal(inner_result.x_adv, x)
-    assert inner_result.counts and example_state == 0
-    value = objective.example_loss(functools.partial(logits_of, params), jax.random.key(0), x, y, inner_result)
-    np.testing.assert_allclose(value, cross_entropy(logits_of(params, x), y), rtol=1e-6)
+    assert inner_result.counts and state == 0
+    np.testing.assert_allclose(value, cross_entropies(as_float32(params), x[None], y)[0], rtol=1e-6)
 
 
 def test_a_right_example_counts_two_thirds_at_the_boundary_and_one_third_at_itself():
-    params = network()
-    x, y = right_points(params)[1]
-    objective = objectives.mma(d_max=3.0, num_steps=40)
-    inner_result, example_state = inner_maximum(objective, as_float32(params), jnp.float32(x), y)
-    logits_fn = functools.partial(logits_of, as_float32(params))
-    value = objective.example_loss(logits_fn, jax.random.key(0), jnp.float32(x), y, inner_result)
-    at = [cross_entropy(logits_fn(jnp.asarray(z)), y) for z in (inner_result.x_adv, jnp.float32(x))]
+    x, y = right_points()[1]
+    inner_result, state, value, _ = search(raising(), network(), x, y)
+    at = cross_entropies(as_float32(network()), jnp.stack([inner_result.x_adv, jnp.float32(x)]), y)
     np.testing.assert_allclose(value, 2 / 3 * at[0] + 1 / 3 * at[1], rtol=1e-5)
     np.testing.assert_allclose(at[0], np.log(2), atol=0.02)  # where the soft margin is 0
-    np.testing.assert_allclose(example_state, np.linalg.norm(inner_result.x_adv - x), rtol=1e-5)
+    np.testing.assert_allclose(state, np.linalg.norm(inner_result.x_adv - x), rtol=1e-5)
 
 
 def test_the_search_begins_at_the_distance_remembered_but_not_below_the_least():
     """One step of PGD from the point goes 2.5 epsilon or to the ball's end, and the bisection starts from there."""
-    w = jnp.float32([1.0, 0.0])
+    w, x = jnp.float32([1.0, 0.0]), jnp.float32([1.0, 0.0])
     logits_fn = lambda z: jnp.stack([jnp.vdot(w, z), jnp.zeros(())])  # noqa: E731
     objective = objectives.mma(d_max=4.0, min_epsilon=0.5, num_steps=50, num_halvings=1)
-    x, halves = jnp.float32([1.0, 0.0]), {}
-    for remembered in (0.0, 0.5, 2.0):
-        example = (jax.random.key(0), x, jnp.array(0), jnp.asarray(remembered))
+
+    @jax.jit
+    def half(remembered):
+        example = (jax.random.key(0), x, jnp.array(0), remembered)
         inner_result, _ = objective.inner_maximization(logits_fn, *example, jnp.array(0))
-        halves[remembered] = float(jnp.linalg.norm(inner_result.x_adv - x))
+        return jnp.linalg.norm(inner_result.x_adv - x)
+
+    halves = {remembered: float(half(jnp.float32(remembered))) for remembered in (0.0, 0.5, 2.0)}
     assert halves[0.0] == halves[0.5]
     np.testing.assert_allclose(halves[0.5], (0.5 + LONGER * 4.0) / 2, rtol=0.02)  # the upper half of [0.5, 4.2]
     np.testing.assert_allclose(halves[2.0], 2.0, rtol=0.02)  # the upper half of [0, 2], whose middle is 1
 
 
-@pytest.mark.parametrize("batch_size", [10, 16, 70])
+@pytest.mark.parametrize("batch_size", [16, 70])
 def test_the_distance_of_every_example_is_kept_in_the_training_state(batch_size):
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.integers(0, 256, (70, 3)), jnp.uint8)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmargin import checks
-from jaxmargin.attacks.base import bisect, clip_to_box, random_start, scores_of
+from jaxmargin.attacks.base import bisect, clip_to_box, random_start, target_of
 from jaxmargin.attacks.projected_gradient_descent import ascend
 from jaxmargin.losses import soft_logit_margin
 from jaxmargin.norms import Norm, l2
@@ -84,12 +84,12 @@ def an_pgd(
     >>> bool(found.found), 1.0 <= float(found.distance) < 1.001
     (True, True)
     """
-    scores_of(logits_fn, x, y, box, num_steps=num_steps, num_halvings=num_halvings)
+    target = target_of(logits_fn, x, y, box, num_steps=num_steps, num_halvings=num_halvings)
     checks.positive("epsilon", epsilon)
     checks.positive("d_max", d_max)
     if not isinstance(epsilon, jax.Array) and epsilon > LONGER * d_max:
         raise ValueError(f"epsilon={epsilon} exceeds {LONGER} d_max = {LONGER * d_max:g}, where the search ends")
-    clip = clip_to_box(box)
+    clip, x, logits_fn = clip_to_box(box), target.x, target.logits_fn
 
     def loss(z: jax.Array) -> jax.Array:
         return -soft_logit_margin(logits_fn(z), y)
@@ -110,6 +110,6 @@ def an_pgd(
         found = over | (high < longest)
         if reference:
             length = (low + high) / 2
-            return Boundary(x + length * direction, length, found)
+            return Boundary((x + length * direction).astype(target.dtype), length, found)
         x_adv = clip(x + high * direction)
-        return Boundary(x_adv, norm.size(x_adv - x), found)
+        return Boundary(x_adv.astype(target.dtype), norm.size(x_adv - x), found)

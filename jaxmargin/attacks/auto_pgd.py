@@ -14,12 +14,10 @@ from jaxmargin import checks
 from jaxmargin.attacks.base import (
     Attack,
     Loss,
-    Scores,
+    Target,
     loss_named,
-    outcome,
-    project_to_ball,
     random_start,
-    scores_of,
+    target_of,
 )
 from jaxmargin.norms import Norm, l2
 from jaxmargin.types import Box, LogitsFn
@@ -108,39 +106,34 @@ def apgd(
     >>> bool(apgd(lambda x: w @ x, jax.random.key(0), jnp.array([1.0, 0.5]), 0, epsilon=1.01, num_steps=20).found)
     True
     """
-    scores = scores_of(logits_fn, x, y, box, num_steps=num_steps)
+    target = target_of(logits_fn, x, y, box, num_steps=num_steps)
     checks.positive("epsilon", epsilon)
-    project, loss_fn = project_to_ball(x, norm, epsilon, box), loss_named(loss)
-    value_and_grad = value_and_grad_of(scores, logits_fn, lambda logits: loss_fn(logits, y), y)
+    project, loss_fn = target.projection(norm, epsilon, box), loss_named(loss)
+    value_and_grad = value_and_grad_of(target, lambda logits: loss_fn(logits, y))
     with jax.default_matmul_precision("float32"):
-        search = init(project(random_start(key, x, norm, epsilon)), epsilon)
+        search = init(project(random_start(key, target.x, norm, epsilon)), epsilon)
         search = jax.lax.while_loop(
             lambda search: should_continue(search, num_steps),
             lambda search: step(value_and_grad, project, norm, epsilon, num_steps, search),
             search,
         )
-        return outcome(scores, logits_fn, x, y, search.best, norm)
+        return target.outcome(search.best, norm)
 
 
-def value_and_grad_of(
-    scores: Scores, logits_fn: LogitsFn, loss: Callable[[jax.Array], jax.Array], y: jax.Array
-) -> ValueAndGrad:
+def value_and_grad_of(target: Target, loss: Callable[[jax.Array], jax.Array]) -> ValueAndGrad:
     """What a search asks of an iterate.
 
     Args:
-      scores: of the classifier.
-      logits_fn: x -> logits [c].
+      target: the classifier and the class that z should not have.
       loss: logits [c] -> scalar to raise.
-      y: the class that z should not have.
 
     Returns:
       z [*d] -> (loss, its gradient [*d], whether z is misclassified), by one forward and one backward pass.
     """
 
     def value_and_grad(z: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        logits, pullback = jax.vjp(logits_fn, z)
-        value, slope = jax.value_and_grad(loss)(logits)
-        return value, pullback(slope)[0], scores.misclassified(logits, y)
+        logits, value, gradient = target.value_and_gradient(loss, z)
+        return value, gradient, target.misclassified(logits)
 
     return value_and_grad
 

@@ -1,7 +1,7 @@
 """What all attacks share: their result, the losses they raise, and the set they may search."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,8 @@ from jaxmargin.types import Box, LogitsFn
 from jaxmargin.xla_cpu.equations import equations
 
 __all__ = [
-    "LOSSES", "Attack", "Loss", "Scores", "bisect", "clip_to_box", "loss_named", "outcome", "project_to_ball",
-    "random_start", "scores_of",
+    "LOSSES", "Attack", "Loss", "Target", "bisect", "clip_to_box", "loss_named", "project_to_ball", "random_start",
+    "target_of",
 ]  # fmt: skip
 
 Array = jax.Array | np.ndarray
@@ -52,49 +52,100 @@ class Attack(NamedTuple):
         return Attack(jnp.asarray(x_adv), jnp.where(moved, jnp.isfinite(distance), self.found), distance)
 
 
-class Scores(NamedTuple):
-    """What an attack knows about the logits of a classifier before it has seen any.
+class Target(NamedTuple):
+    """What an attack attacks: a classifier and an example of it, in a precision that searches can work in.
 
     Attributes:
+      logits_fn: z [*d] -> logits [c] at z as the example's own dtype holds it.
+      x: [*d] the example.
+      y: its class.
+      dtype: of the example and of what is found, before it was widened to single precision.
       num_classes: c.
       rounding: the error of a logit, relative to its size, that another way to compute it may make: eagerly or
         compiled, alone or in a batch.
     """
 
+    logits_fn: LogitsFn
+    x: jax.Array
+    y: jax.Array
+    dtype: jnp.dtype
     num_classes: int
     rounding: float
 
-    def margin(self, logits: jax.Array, y: jax.Array, share: float = 1.0) -> jax.Array:
+    @property
+    def horizon(self) -> float:
+        """A distance that the example's dtype holds, and nothing that is searched for lies beyond."""
+        largest = float(jnp.finfo(self.dtype).max)
+        return float(largest**0.8)
+
+    def margin(self, logits: jax.Array, share: float = 1.0) -> jax.Array:
         """The logit margin and what rounding may add to it: negative where the prediction is not y, however computed.
 
         Args:
           logits: [c].
-          y: a class.
           share: of the rounding.
 
         Returns:
           A scalar.
         """
-        highest = jnp.max(jnp.where(jnp.arange(self.num_classes) == y, -jnp.inf, logits))
-        size = jnp.maximum(jnp.abs(highest), jnp.abs(logits[y]))
-        return (logits[y] - highest + share * self.rounding * size).astype(logits.dtype)
+        highest = jnp.max(jnp.where(jnp.arange(self.num_classes) == self.y, -jnp.inf, logits))
+        size = jnp.maximum(jnp.abs(highest), jnp.abs(logits[self.y]))
+        return (logits[self.y] - highest + share * self.rounding * size).astype(logits.dtype)
 
-    def misclassified(self, logits: jax.Array, y: jax.Array, share: float = 1.0) -> jax.Array:
+    def misclassified(self, logits: jax.Array, share: float = 1.0) -> jax.Array:
         """Whether the prediction is not y, by more than rounding.
 
         Args:
           logits: [c].
-          y: a class.
           share: of the rounding.
 
         Returns:
           A bool.
         """
-        return self.margin(logits, y, share) < 0
+        return self.margin(logits, share) < 0
+
+    def value_and_gradient(self, loss: Callable[[jax.Array], Any], z: jax.Array) -> tuple[jax.Array, Any, jax.Array]:
+        """Logits, a loss of them and its gradient, by one pass forwards and one backwards.
+
+        Args:
+          loss: logits [c] -> scalar.
+          z: [*d] where.
+
+        Returns:
+          (logits [c], the loss, its gradient [*d]).
+        """
+        logits, pullback = jax.vjp(self.logits_fn, z)
+        value, slope = jax.value_and_grad(loss)(logits)
+        # Back through the network go numbers of size 1, which half precision holds too.
+        size = jnp.max(jnp.abs(slope))
+        size = jnp.where(size > 0, jnp.exp2(jnp.floor(jnp.log2(jnp.where(size > 0, size, 1.0)))), 1.0)
+        return logits, value, pullback(slope / size)[0] * size
+
+    def projection(self, norm: Norm, epsilon: float | jax.Array, box: Box | None) -> Callable[[jax.Array], jax.Array]:
+        """The projection onto what the ball and the box hold of the example's own dtype; see ``project_to_ball``."""
+        return project_to_ball(self.x, norm, epsilon, box, dtype=self.dtype)
+
+    def outcome(self, x_adv: jax.Array, norm: Norm) -> Attack:
+        """The result that x_adv makes: found where it is x, classified as another class, or another input, clearly so.
+
+        Args:
+          x_adv: [*d].
+          norm: of the distance.
+
+        Returns:
+          Attack, its distance NaN where the logits are not finite.
+        """
+        x_adv = x_adv.astype(self.dtype).astype(self.x.dtype)
+        logits = self.logits_fn(x_adv)
+        # Half of the rounding that searches allow for: what they found holds here too.
+        same = jnp.argmax(logits) != self.y
+        found = jnp.where((x_adv == self.x).all(), same, self.misclassified(logits, 0.5))
+        distance = jnp.where(found, norm.size(x_adv - self.x), jnp.inf)
+        return Attack(x_adv.astype(self.dtype), found, jnp.where(jnp.isfinite(logits).all(), distance, jnp.nan))
 
 
-def scores_of(logits_fn: LogitsFn, x: jax.Array, y: jax.Array, box: Box | None, **counts: int) -> Scores:
-    """Looks at a classifier, and refuses bad input to an attack.
+def target_of(logits_fn: LogitsFn, x: jax.Array, y: jax.Array, box: Box | None, **counts: int) -> Target:
+    """Looks at a classifier and an example, and refuses bad input to an attack.
 
     Args:
       logits_fn: x -> logits [c].
@@ -104,7 +155,7 @@ def scores_of(logits_fn: LogitsFn, x: jax.Array, y: jax.Array, box: Box | None, 
       **counts: options that are whole numbers of at least 1.
 
     Returns:
-      Scores.
+      Target.
 
     Raises:
       ValueError: any of them.
@@ -115,11 +166,20 @@ def scores_of(logits_fn: LogitsFn, x: jax.Array, y: jax.Array, box: Box | None, 
     checks.in_box("x", x, box)
     for name, count in counts.items():
         checks.whole(name, count)
+    x = jnp.asarray(x)
     program, logits = jax.make_jaxpr(logits_fn, return_shape=True)(x)
     kinds = {out.aval.dtype for eqn in equations(program) for out in eqn.outvars if hasattr(out.aval, "dtype")}
     coarsest = max(float(jnp.finfo(kind).eps) for kind in kinds | {logits.dtype} if jnp.issubdtype(kind, jnp.floating))
-    # Half precision is rounded once a layer, single precision once a term.
-    return Scores(checks.logits_like(logits, jnp.shape(x)), coarsest * (32 if coarsest < 1e-6 else 8))
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return Target(
+        lambda z: logits_fn(z.astype(x.dtype)).astype(wide),
+        x.astype(wide),
+        y,
+        x.dtype,
+        checks.logits_like(logits, jnp.shape(x)),
+        # Half precision is rounded once a layer, single precision once a term.
+        coarsest * (32 if coarsest < 1e-6 else 8),
+    )
 
 
 def loss_named(loss: str | Loss) -> Loss:
@@ -156,7 +216,7 @@ def clip_to_box(box: Box | None) -> Callable[[jax.Array], jax.Array]:
 
 
 def project_to_ball(
-    x: jax.Array, norm: Norm, epsilon: float | jax.Array, box: Box | None
+    x: jax.Array, norm: Norm, epsilon: float | jax.Array, box: Box | None, *, dtype: jnp.dtype | None = None
 ) -> Callable[[jax.Array], jax.Array]:
     """The projection onto the box, then onto the ball around x, which stays in the box where x is.
 
@@ -165,17 +225,20 @@ def project_to_ball(
       norm: the norm of the ball.
       epsilon: its radius.
       box: (low, high) of valid inputs; None for all.
+      dtype: whose numbers the result is made of; None for that of x.
 
     Returns:
       z [*d] -> [*d], not farther from x than epsilon after rounding either.
     """
-    clip = clip_to_box(box)
+    clip, grid = clip_to_box(box), x.dtype if dtype is None else dtype
 
     def project(z: jax.Array) -> jax.Array:
         offset = norm.project(clip(z) - x, epsilon)
-        z = clip(x + offset)
+        z = clip((x + offset).astype(grid))
         # The sum is rounded and may lie farther out than the offset: one step of the grid back towards x.
-        return jnp.where(jnp.abs(z - x) > jnp.abs(offset), jnp.nextafter(z, x), z)
+        back = jnp.nextafter(z, x.astype(grid)).astype(x.dtype)
+        z = z.astype(x.dtype)
+        return jnp.where(jnp.abs(z - x) > jnp.abs(offset), back, z)
 
     return project
 
@@ -221,24 +284,3 @@ def bisect(
 
     ends: tuple[jax.Array, jax.Array] = jax.lax.fori_loop(0, num_steps, halve, (low, high))
     return ends
-
-
-def outcome(scores: Scores, logits_fn: LogitsFn, x: jax.Array, y: jax.Array, x_adv: jax.Array, norm: Norm) -> Attack:
-    """The result that x_adv makes: found where it is x, classified as another class, or another input, clearly so.
-
-    Args:
-      scores: of the classifier.
-      logits_fn: x -> logits [c].
-      x: [*d].
-      y: its class.
-      x_adv: [*d].
-      norm: of the distance.
-
-    Returns:
-      Attack, its distance NaN where the logits are not finite.
-    """
-    logits = logits_fn(x_adv)
-    # Half of the rounding that searches allow for: what they found holds here too.
-    found = jnp.where((x_adv == x).all(), jnp.argmax(logits) != y, scores.misclassified(logits, y, 0.5))
-    distance = jnp.where(found, norm.size(x_adv - x), jnp.inf)
-    return Attack(x_adv, found, jnp.where(jnp.isfinite(logits).all(), distance, jnp.nan))

@@ -3,14 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from jaxmargin.attacks.base import Attack, Loss, clip_to_box, loss_named, scores_of
+from jaxmargin.attacks.base import Attack, Loss, clip_to_box, loss_named, target_of
 from jaxmargin.attacks.minimum_norm_search import (
     Search,
     ascent_direction,
     check_share,
     cosine,
     keep,
-    logits_and_gradient,
     search_from,
 )  # fmt: skip
 from jaxmargin.norms import Norm, l2
@@ -62,18 +61,19 @@ def ddn(
     >>> 1.0 <= float(attack.distance) < 1.01
     True
     """
-    scores = scores_of(logits_fn, x, y, box, num_steps=num_steps)
+    target = target_of(logits_fn, x, y, box, num_steps=num_steps)
     check_share("gamma", gamma)
     loss_fn, clip = loss_named(loss), clip_to_box(box)
+    x = target.x
 
     def step(t: jax.Array, search: Search, away: jax.Array) -> Search:
-        logits, gradient = logits_and_gradient(logits_fn, loss_fn, clip(x + search.offset), y)
-        wrong = scores.misclassified(logits, y)
+        logits, _, gradient = target.value_and_gradient(lambda logits: loss_fn(logits, y), clip(x + search.offset))
+        wrong = target.misclassified(logits)
         search = keep(search, wrong, norm)
-        epsilon = search.epsilon * jnp.where(wrong, 1 - gamma, 1 + gamma)
+        epsilon = jnp.minimum(search.epsilon * jnp.where(wrong, 1 - gamma, 1 + gamma), target.horizon)
         ahead = search.offset + cosine(1.0, 0.01, t / num_steps) * epsilon * ascent_direction(norm, gradient, away, 0.0)
         size = norm.size(ahead)
         offset = ahead * jnp.where(size > 0, epsilon / jnp.where(size > 0, size, 1.0), 0.0)
         return search._replace(offset=clip(x + offset) - x, epsilon=epsilon)
 
-    return search_from(x, y, step, num_steps, scores=scores, logits_fn=logits_fn, key=key, norm=norm, box=box)
+    return search_from(target, step, num_steps, key=key, norm=norm, box=box)

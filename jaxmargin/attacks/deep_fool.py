@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmargin import checks
-from jaxmargin.attacks.base import Attack, clip_to_box, outcome, scores_of
+from jaxmargin.attacks.base import Attack, clip_to_box, target_of
 from jaxmargin.margins import gap_over_slope
 from jaxmargin.norms import Norm, l2
 from jaxmargin.types import Box, LogitsFn
@@ -53,9 +53,9 @@ def deepfool(
     >>> round(float(deepfool(lambda x: w @ x, jax.random.key(0), jnp.array([1.0, 0.5]), 0).distance), 2)
     1.02
     """
-    scores = scores_of(logits_fn, x, y, box, num_steps=num_steps, candidates=candidates)
+    target = target_of(logits_fn, x, y, box, num_steps=num_steps, candidates=candidates)
     checks.positive("overshoot", overshoot)
-    num_classes = scores.num_classes
+    x, logits_fn, num_classes = target.x, target.logits_fn, target.num_classes
     clip = clip_to_box(box)
 
     def step(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -63,7 +63,7 @@ def deepfool(
         z = clip(x + (1 + overshoot) * offset)
         logits, pullback = jax.vjp(logits_fn, z)
         sizes = jnp.maximum(jnp.abs(logits[y]), jnp.abs(logits[classes]))
-        gaps = (logits[y] - logits[classes] + scores.rounding * sizes).astype(logits.dtype)  # [k]
+        gaps = (logits[y] - logits[classes] + target.rounding * sizes).astype(logits.dtype)  # [k]
         one_hot = jax.nn.one_hot(jnp.append(classes, y), num_classes, dtype=logits.dtype)
         normals = jax.vmap(lambda v: _inward(pullback(v)[0], z, box))(one_hot[:-1] - one_hot[-1][None])  # [k, *d]
         slopes = jax.vmap(norm.dual_size)(normals)
@@ -72,7 +72,7 @@ def deepfool(
         nearest = jnp.argmin(ratios)
         hop = jnp.where(jnp.isfinite(ratios[nearest]), ratios[nearest] * (1 + 1e-4), 0.0)
         offset = offset + hop * norm.steepest(normals[nearest])
-        return t + 1, offset, scores.misclassified(logits_fn(clip(x + (1 + overshoot) * offset)), y)
+        return t + 1, offset, target.misclassified(logits_fn(clip(x + (1 + overshoot) * offset)))
 
     with jax.default_matmul_precision("float32"):
         logits = logits_fn(x)
@@ -80,7 +80,7 @@ def deepfool(
         classes = order[: min(candidates, num_classes - 1)]
         begin = jnp.array(0), jnp.zeros_like(x), jnp.argmax(logits) != y
         _, offset, _ = jax.lax.while_loop(lambda state: (state[0] < num_steps) & ~state[2], step, begin)
-        return outcome(scores, logits_fn, x, y, clip(x + (1 + overshoot) * offset), norm)
+        return target.outcome(clip(x + (1 + overshoot) * offset), norm)
 
 
 def _inward(direction: jax.Array, z: jax.Array, box: Box | None) -> jax.Array:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxmargin.attacks.base import Attack, clip_to_box, loss_named, scores_of
+from jaxmargin.attacks.base import Attack, clip_to_box, loss_named, target_of
 from jaxmargin.attacks.minimum_norm_search import (
     Search,
     ascent_direction,
@@ -12,7 +12,6 @@ from jaxmargin.attacks.minimum_norm_search import (
     farthest_corner,
     first_order_distance,
     keep,
-    logits_and_gradient,
     search_from,
 )  # fmt: skip
 from jaxmargin.norms import Norm, l2
@@ -63,21 +62,22 @@ def fmn(
     >>> 5 / 7 <= float(attack.distance) < 0.72
     True
     """
-    scores = scores_of(logits_fn, x, y, box, num_steps=num_steps)
+    target = target_of(logits_fn, x, y, box, num_steps=num_steps)
     check_share("gamma", gamma)
     loss_fn, clip = loss_named("logit_margin"), clip_to_box(box)
+    x = target.x
 
     def step(t: jax.Array, search: Search, away: jax.Array) -> Search:
-        logits, gradient = logits_and_gradient(logits_fn, loss_fn, clip(x + search.offset), y)
-        wrong = scores.misclassified(logits, y)
+        logits, _, gradient = target.value_and_gradient(lambda logits: loss_fn(logits, y), clip(x + search.offset))
+        wrong = target.misclassified(logits)
         search = keep(search, wrong, norm)
         rate = cosine(gamma, gamma / 50, t / num_steps)
-        jump = norm.size(search.offset) + first_order_distance(scores.margin(logits, y), gradient, norm, search.epsilon)
-        jump = jnp.minimum(jump, farthest_corner(x, norm, box))
+        jump = norm.size(search.offset) + first_order_distance(target.margin(logits), gradient, norm, search.epsilon)
+        jump = jnp.minimum(jump, jnp.minimum(farthest_corner(x, norm, box), target.horizon))
         near = (1 + rate) * jnp.where(jnp.isinf(search.distance), jump, search.epsilon)
         epsilon = jnp.where(wrong, jnp.minimum(search.epsilon * (1 - rate), search.distance), near)
         length = cosine(1.0, 0.01, t / num_steps)
         ahead = search.offset + length * epsilon * ascent_direction(norm, gradient, away, 0.2 * length)
         return search._replace(offset=clip(x + norm.project(ahead, epsilon)) - x, epsilon=epsilon)
 
-    return search_from(x, y, step, num_steps, scores=scores, logits_fn=logits_fn, key=key, norm=norm, box=box)
+    return search_from(target, step, num_steps, key=key, norm=norm, box=box)

@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxmargin import checks
-from jaxmargin.attacks.base import Attack, Loss, Scores, clip_to_box, loss_named, outcome
+from jaxmargin.attacks.base import Attack, Target, clip_to_box
+from jaxmargin.losses import logit_margin
 from jaxmargin.margins import gap_over_slope
 from jaxmargin.norms import Norm
-from jaxmargin.types import Box, LogitsFn
+from jaxmargin.types import Box
 
 __all__ = [
     "Search", "Step", "ascent_direction", "check_share", "cosine", "farthest_corner", "first_order_distance", "keep",
-    "logits_and_gradient", "search_from",
+    "search_from",
 ]  # fmt: skip
 
 
@@ -39,13 +40,10 @@ Step = Callable[[jax.Array, Search, jax.Array], Search]
 
 
 def search_from(
-    x: jax.Array,
-    y: jax.Array,
+    target: Target,
     step: Step,
     num_steps: int,
     *,
-    scores: Scores,
-    logits_fn: LogitsFn,
     key: jax.Array,
     norm: Norm,
     box: Box | None,
@@ -53,12 +51,9 @@ def search_from(
     """Repeats a step from x on, in a ball as large as the linearised margin; looks at the last iterate too.
 
     Args:
-      x: one example, [*d].
-      y: its class.
+      target: the classifier and the example.
       step: of the search.
       num_steps: number of steps.
-      scores: of the classifier.
-      logits_fn: x -> logits [c].
       key: a PRNG key, for a direction where the gradient vanishes.
       norm: of the distance.
       box: (low, high) of valid inputs; None for none.
@@ -66,35 +61,19 @@ def search_from(
     Returns:
       Attack; where nothing is found, x_adv = x, and NaN where a gradient was not finite.
     """
-    clip = clip_to_box(box)
+    clip, (logits_fn, x, y, *_) = clip_to_box(box), target
     with jax.default_matmul_precision("float32"):
         away = norm.sample_ball(key, x.shape).astype(x.dtype)
         away = away / norm.size(away)
-        logits, gradient = logits_and_gradient(logits_fn, loss_named("logit_margin"), x, y)
-        epsilon = first_order_distance(scores.margin(logits, y), gradient, norm, norm.size(jnp.ones_like(x)))
-        epsilon = jnp.minimum(epsilon, farthest_corner(x, norm, box)).astype(x.dtype)
+        logits, _, gradient = target.value_and_gradient(lambda logits: logit_margin(logits, y), x)
+        epsilon = first_order_distance(target.margin(logits), gradient, norm, norm.size(jnp.ones_like(x)))
+        epsilon = jnp.minimum(epsilon, jnp.minimum(farthest_corner(x, norm, box), target.horizon)).astype(x.dtype)
         search = Search(jnp.zeros_like(x), epsilon, jnp.zeros_like(x), jnp.full((), jnp.inf, x.dtype))
         search = jax.lax.fori_loop(0, num_steps, lambda t, search: step(t, search, away), search)
-        search = keep(search, scores.misclassified(logits_fn(clip(x + search.offset)), y), norm)
+        search = keep(search, target.misclassified(logits_fn(clip(x + search.offset))), norm)
         best = jnp.where(jnp.argmax(logits) != y, 0, search.best)
         unsound = ~jnp.isfinite(search.offset).all()  # a gradient that was not finite must not be passed over
-        return outcome(scores, logits_fn, x, y, jnp.where(unsound, jnp.nan, clip(x + best)), norm)
-
-
-def logits_and_gradient(logits_fn: LogitsFn, loss_fn: Loss, z: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Logits and the gradient of a loss, by one pass forwards and one backwards.
-
-    Args:
-      logits_fn: x -> logits [c].
-      loss_fn: (logits [c], y) -> scalar.
-      z: [*d] where.
-      y: the class.
-
-    Returns:
-      (logits [c], gradient [*d]).
-    """
-    logits, pullback = jax.vjp(logits_fn, z)
-    return logits, pullback(jax.grad(loss_fn)(logits, y))[0]
+        return target.outcome(jnp.where(unsound, jnp.nan, clip(x + best)), norm)
 
 
 def keep(search: Search, wrong: jax.Array, norm: Norm) -> Search:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmargin.attacks.base import Attack, bisect, clip_to_box, outcome, scores_of
+from jaxmargin.attacks.base import Attack, bisect, clip_to_box, target_of
 from jaxmargin.attacks.decoupled_direction_norm import ddn
 from jaxmargin.attacks.deep_fool import deepfool
 from jaxmargin.attacks.fast_minimum_norm import fmn
@@ -99,16 +99,16 @@ def bisect_boundary(
     >>> 1.0 < float(found.distance) < 1.00001
     True
     """
-    scores = scores_of(logits_fn, x, y, box, num_steps=num_steps)
-    clip = clip_to_box(box)
+    target = target_of(logits_fn, x, y, box, num_steps=num_steps)
+    clip, x, x_adv = clip_to_box(box), target.x, jnp.asarray(x_adv).astype(target.x.dtype)
 
     def at(share: jax.Array) -> jax.Array:
         return jnp.where(share >= 1, x_adv, clip(x + share * (x_adv - x)))
 
     def beyond(z: jax.Array) -> jax.Array:
-        return scores.misclassified(logits_fn(z), y)
+        return target.misclassified(target.logits_fn(z))
 
-    wrong, one = jnp.argmax(logits_fn(x)) != y, jnp.ones((), x.dtype)
+    wrong, one = jnp.argmax(target.logits_fn(x)) != y, jnp.ones((), x.dtype)
     _, high = bisect(lambda share: beyond(at(share)), 0 * one, one, num_steps)
     nearer = jnp.where(wrong, x, at(high))
-    return outcome(scores, logits_fn, x, y, jnp.where(wrong | beyond(x_adv), nearer, x_adv), norm)
+    return target.outcome(jnp.where(wrong | beyond(x_adv), nearer, x_adv), norm)

@@ -11,10 +11,9 @@ from jaxmargin.attacks.base import (
     Attack,
     Loss,
     loss_named,
-    outcome,
     project_to_ball,
     random_start,
-    scores_of,
+    target_of,
 )
 from jaxmargin.norms import Norm, l2
 from jaxmargin.types import Box, LogitsFn
@@ -89,16 +88,16 @@ def pgd(
     >>> bool(attack.found), bool(attack.distance > 1.0)
     (True, True)
     """
-    scores = scores_of(logits_fn, x, y, box, num_steps=num_steps, restarts=restarts)
+    target = target_of(logits_fn, x, y, box, num_steps=num_steps, restarts=restarts)
     checks.positive("epsilon", epsilon)
     checks.positive("step_size", step_size)
     checks.one_of("keep", keep, ("last", "best"))
-    loss_fn, into_ball = loss_named(loss), project_to_ball(x, norm, epsilon, box)
+    loss_fn, into_ball = loss_named(loss), target.projection(norm, epsilon, box)
+    x = target.x
 
     def step(search: _Search) -> _Search:
-        logits, pullback = jax.vjp(logits_fn, search.z)
-        (gradient,) = pullback(jax.grad(loss_fn)(logits, y))
-        search = _best(search, scores.margin(logits, y)) if keep == "best" else search
+        logits, _, gradient = target.value_and_gradient(lambda logits: loss_fn(logits, y), search.z)
+        search = _best(search, target.margin(logits)) if keep == "best" else search
         z = into_ball(search.z + step_size * _ascent(norm, gradient))
         return search._replace(step=search.step + 1, z=z)
 
@@ -109,8 +108,8 @@ def pgd(
         z = into_ball(_start(key, x, norm, epsilon, box))
         search = jax.lax.while_loop(should_continue, step, _Search(jnp.array(0), z, z, jnp.array(jnp.inf, z.dtype)))
         if keep == "last":
-            return outcome(scores, logits_fn, x, y, search.z, norm)
-        return outcome(scores, logits_fn, x, y, _best(search, scores.margin(logits_fn(search.z), y)).best, norm)
+            return target.outcome(search.z, norm)
+        return target.outcome(_best(search, target.margin(target.logits_fn(search.z))).best, norm)
 
     def restart(turn: tuple[jax.Array, Attack]) -> tuple[jax.Array, Attack]:
         return turn[0] + 1, from_start(jax.random.fold_in(key, turn[0]))

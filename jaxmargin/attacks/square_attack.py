@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxmargin import checks
-from jaxmargin.attacks.base import Attack, outcome, project_to_ball, scores_of
-from jaxmargin.norms import Norm, l1, linf
+from jaxmargin.attacks.base import Attack, target_of
+from jaxmargin.norms import Norm, l1, l2, linf
 from jaxmargin.types import Box, LogitsFn
 
 __all__ = ["square"]
@@ -65,15 +65,16 @@ def square(
     >>> bool(square(lambda x: w @ x, jax.random.key(0), jnp.array([1.0, 0.5]), 0, epsilon=0.75, num_queries=50).found)
     True
     """
-    scores = scores_of(logits_fn, x, y, box, num_queries=num_queries)
+    target = target_of(logits_fn, x, y, box, num_queries=num_queries)
     checks.positive("epsilon", epsilon)
     checks.positive("area", area)
     if norm is l1:
         raise ValueError("norm=l1 has no square attack: pass linf or l2")
+    x, logits_fn = target.x, target.logits_fn
     if x.ndim > 3:
         raise ValueError(f"x has shape {x.shape}: the square attack takes an image [h, w, channels] or a vector [d]")
     image = x.shape + (1,) * (3 - x.ndim)  # (h, w, channels)
-    project = project_to_ball(x, norm, epsilon, box)
+    project = target.projection(norm, epsilon, box)
     propose = _linf_window if norm is linf else _l2_windows
 
     def at(offset: jax.Array) -> jax.Array:
@@ -81,7 +82,7 @@ def square(
 
     def judged(offset: jax.Array) -> tuple[jax.Array, jax.Array]:
         z = at(offset)
-        return (z - x).reshape(image), scores.margin(logits_fn(z), y)
+        return (z - x).reshape(image), target.margin(logits_fn(z))
 
     def step(search: _Search) -> _Search:
         key_step = jax.random.fold_in(key, search.query)
@@ -96,7 +97,7 @@ def square(
         start = _start(jax.random.fold_in(key, 0), image, norm, epsilon).astype(x.dtype)
         search = _Search(jnp.array(1), *judged(start))
         search = jax.lax.while_loop(lambda s: (s.query < num_queries) & (s.margin >= 0), step, search)
-        return outcome(scores, logits_fn, x, y, at(search.offset), norm)
+        return target.outcome(at(search.offset), norm)
 
 
 def _start(key: jax.Array, image: tuple[int, ...], norm: Norm, epsilon: float | jax.Array) -> jax.Array:
@@ -139,14 +140,14 @@ def _l2_windows(key: jax.Array, offset: jax.Array, epsilon: float | jax.Array, a
     new = jnp.broadcast_to(_within(places, offset.shape), offset.shape)
     old = jnp.broadcast_to(_within(_window(key_old, offset.shape, area), offset.shape), offset.shape)
     rest = jnp.where(new | old, 0.0, offset)
-    left = jnp.sqrt(jnp.maximum(epsilon**2 - jnp.sum(rest**2), 0.0))
+    left = epsilon * jnp.sqrt(jnp.maximum(1 - (l2.size(rest) / epsilon) ** 2, 0.0))
     rows, columns = (jnp.broadcast_to(place, offset.shape) for place in places)
     across = jnp.where(jax.random.bernoulli(key_axis), rows, columns)
     hump = 1 / (1 + 4 * jnp.maximum(jnp.abs(jnp.abs(across) - 0.5), 0.0)) ** 2 * jnp.where(across < 0, -1.0, 1.0)
     signs = jax.random.rademacher(key_signs, (1, 1, offset.shape[2]), offset.dtype)
     kept = jnp.where(new, offset, 0.0)
-    size = jnp.sqrt(jnp.sum(kept**2))
+    size = l2.size(kept)
     change = jnp.where(new, hump * jnp.broadcast_to(signs, offset.shape), 0.0)
-    change = change / jnp.sqrt(jnp.sum(change**2)) + kept / jnp.where(size > 0, size, 1.0)
-    size = jnp.sqrt(jnp.sum(change**2))
+    change = change / l2.size(change) + kept / jnp.where(size > 0, size, 1.0)
+    size = l2.size(change)
     return rest + change * left / jnp.where(size > 0, size, 1.0)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxmargin import checks
 from jaxmargin.attacks import auto_pgd
-from jaxmargin.attacks.base import LOSSES, Attack, outcome, project_to_ball, random_start, scores_of
+from jaxmargin.attacks.base import LOSSES, Attack, random_start, target_of
 from jaxmargin.attacks.work_queue import run_queue
 from jaxmargin.batching.rules import Batch, batch_rule, single_example
 from jaxmargin.losses import targeted_dlr
@@ -54,8 +54,8 @@ def _of_batch(
     workers: int | None = None,
 ) -> Attack:
     """``worst_case`` of n examples; search number i is attempt i // n on example i % n."""
-    scores = scores_of(logits_fn, batch.xs[0], batch.ys[0], box, num_steps=num_steps, restarts=restarts)
-    num_classes = scores.num_classes
+    target = target_of(logits_fn, batch.xs[0], batch.ys[0], box, num_steps=num_steps, restarts=restarts)
+    num_classes, xs = target.num_classes, batch.xs.astype(target.x.dtype)
     checks.positive("epsilon", epsilon)
     raised = [_loss(name, num_classes) for name in _named(losses)]
     n, attempts = len(batch.xs), len(raised) * restarts
@@ -64,14 +64,14 @@ def _of_batch(
 
     def init(index: jax.Array, found: _Found) -> _State:
         attempt, example = index // n, index % n
-        x = batch.xs[example]
+        x, y = xs[example], batch.ys[example]
         key_all = jax.random.wrap_key_data(bits, impl=jax.random.key_impl(key))
         key_start = jax.random.fold_in(jax.random.fold_in(key_all, batch.indices[example]), attempt)
-        project = project_to_ball(x, norm, epsilon, box)
+        project = target._replace(x=x, y=y).projection(norm, epsilon, box)
         search = auto_pgd.init(project(random_start(key_start, x, norm, epsilon)), epsilon)
         over = ~batch.valid[example] | (found.attempt[example] < attempts)
         search = search._replace(step=jnp.where(over, num_steps, 0).astype(search.step.dtype))
-        y, rank = batch.ys[example], (attempt // len(raised)) % (num_classes - 1)
+        rank = (attempt // len(raised)) % (num_classes - 1)
         return _State(search, attempt, x, y, others[example, rank])
 
     def step(state: _State) -> _State:
@@ -79,8 +79,8 @@ def _of_batch(
             value: jax.Array = jax.lax.switch(state.attempt % len(raised), raised, logits, state.y, state.target)
             return value
 
-        value_and_grad = auto_pgd.value_and_grad_of(scores, logits_fn, loss, state.y)
-        project = project_to_ball(state.x, norm, epsilon, box)
+        mine = target._replace(x=state.x, y=state.y)
+        value_and_grad, project = auto_pgd.value_and_grad_of(mine, loss), mine.projection(norm, epsilon, box)
         return state._replace(search=auto_pgd.step(value_and_grad, project, norm, epsilon, num_steps, state.search))
 
     def record(found: _Found, indices: jax.Array, states: _State) -> _Found:
@@ -93,13 +93,16 @@ def _of_batch(
         return _Found(attempt, x_adv)
 
     with jax.default_matmul_precision("float32"):
-        others = jax.lax.map(lambda one: _others(logits_fn(one[0]), one[1]), (batch.xs, batch.ys))  # [n, c]
+        others = jax.lax.map(lambda one: _others(target.logits_fn(one[0]), one[1]), (xs, batch.ys))  # [n, c]
         found = run_queue(
             init, lambda state: auto_pgd.should_continue(state.search, num_steps), step, record,
-            _Found(jnp.full(n, attempts), batch.xs), count=n * attempts, workers=workers,
+            _Found(jnp.full(n, attempts), xs), count=n * attempts, workers=workers,
         )  # fmt: skip
-        ends = batch.xs, batch.ys, found.x_adv
-        attack: Attack = jax.lax.map(lambda one: outcome(scores, logits_fn, one[0], one[1], one[2], norm), ends)
+
+        def outcome(x: jax.Array, y: jax.Array, x_adv: jax.Array) -> Attack:
+            return target._replace(x=x, y=y).outcome(x_adv, norm)
+
+        attack: Attack = jax.lax.map(lambda one: outcome(*one), (xs, batch.ys, found.x_adv))
         return attack
 
 

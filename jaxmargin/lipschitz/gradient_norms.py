@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmargin.layers import Layer, layers_of
-from jaxmargin.norms import Norm, l2
+from jaxmargin.norms import Norm, l2, scale_of
 from jaxmargin.types import Box, LogitsFn
 
 __all__ = ["GradientNorms", "gradient_norms_of"]
@@ -122,8 +122,15 @@ def _pulled_through(kernel: jax.Array, shape: tuple[int, ...], norm: Norm) -> No
     inputs, hidden = kernel.shape
     # ||W g||^2 = g' (W'W) g; other norms have no such form
     if norm.dual_size is l2.dual_size and 3 * hidden <= 2 * inputs:
-        gram = kernel.T @ kernel
-        return lambda g: jnp.sqrt(jnp.maximum(((g @ gram) * g).sum(1), 0.0))
+        scale = scale_of(jnp.max(jnp.abs(kernel)))
+        gram = (kernel * scale).T @ (kernel * scale)
+
+        def from_gram(g: jax.Array) -> jax.Array:
+            scale_g = scale_of(jnp.max(jnp.abs(g), 1))  # [s]
+            g = g * scale_g[:, None]
+            return jnp.sqrt(jnp.maximum((g @ gram * g).sum(1), 0.0)) / scale_g / scale
+
+        return from_gram
     return lambda g: jax.vmap(norm.dual_size)((g @ kernel.T).reshape(-1, *shape))
 
 
