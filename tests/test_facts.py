@@ -1,4 +1,4 @@
-"""What is called found is a fact of the classifier as it was given; ``python -m benchmarks.facts`` asks many of them."""
+"""What is called found is a fact of the classifier as it was given; ``benchmarks.facts`` asks many of them."""
 
 import functools
 
