@@ -44,16 +44,13 @@ def test_following_the_rivals_gives_the_margins_of_all_classes():
 
 @pytest.mark.slow
 def test_rivals_decide_the_margins_of_tiny_networks_too():
-    rivals, num_samples = 0, 1024
-    for nets in (nets_of(3), nets_of(5)):
-        exact, default = nets.sampled(num_samples), nets.sampled(num_samples, exact=False)
-        np.testing.assert_array_equal(default.margin, exact.margin)
-        rivals += (default.rivals < exact.rivals).sum()
-    assert rivals > 100
+    exact, default = nets_of(5).sampled(4096), nets_of(5).sampled(4096, exact=False)
+    np.testing.assert_array_equal(default.margin, exact.margin)
+    assert (default.rivals < exact.rivals).sum() > 50
 
 
 @pytest.mark.parametrize(
-    "num_samples", [PILOT // 4, PILOT, *(pytest.param(n, marks=pytest.mark.slow) for n in (PILOT + 1, 3 * PILOT))]
+    "num_samples", [PILOT // 4, PILOT, pytest.param(PILOT + 1, marks=pytest.mark.slow)]
 )
 def test_any_number_of_samples_will_do(num_samples):
     options = dict(num_samples=num_samples, chunk_size=num_samples)
@@ -64,9 +61,8 @@ def test_any_number_of_samples_will_do(num_samples):
 
 @pytest.mark.slow
 def test_other_norms_and_boxes_are_followed_alike():
-    for norm, box in ((jm.linf, None), (jm.l1, None), (jm.l2, (-4.0, 4.0))):
-        options = dict(norm=norm, box=box, num_samples=2048)
-        np.testing.assert_array_equal(found(**options).margin, found(exact=True, **options).margin)
+    options = dict(norm=jm.linf, box=(-4.0, 4.0), num_samples=2048)
+    np.testing.assert_array_equal(found(**options).margin, found(exact=True, **options).margin)
 
 
 @pytest.mark.slow
@@ -127,7 +123,7 @@ def test_a_point_whose_margin_is_capped_is_settled_early():
     capped = np.asarray(margins.capped)
     assert capped.mean() > 0.5
     assert (margins.samples[capped] < 8192).all()
-    np.testing.assert_array_equal(margins.margin, found(radius=0.02, exact=True).margin)
+    np.testing.assert_array_equal(np.abs(margins.margin[capped]), np.float32(0.02))
 
 
 # Flags ----------------------------------------------------------------------------------------------------------------
@@ -140,11 +136,15 @@ def surprising(x, gap):
     return jnp.stack([1.0 + z + 0.05 * z * z + sliver, jnp.zeros(()), 1.0 - gap + 0.9 * z])
 
 
+@functools.partial(jax.jit, static_argnames="exact")
+def surprised(gap, exact=False):
+    sizes = dict(radius=5.0, num_samples=32_768, exact=exact)
+    return jm.lipschitz_margin(lambda x: surprising(x, gap), jax.random.key(6), jnp.zeros(1), 0, **sizes)
+
+
 @pytest.mark.parametrize(("gap", "flagged"), [(0.9, True), (1000.0, False)])
 def test_a_class_left_behind_that_comes_too_close_is_flagged_and_run_to_the_end(gap, flagged):
-    measure = functools.partial(jm.lipschitz_margin, lambda x: surprising(x, gap), radius=5.0, num_samples=32_768)
-    margins = jax.jit(measure)(jax.random.key(6), jnp.zeros(1), 0)
-    exact = jax.jit(functools.partial(measure, exact=True))(jax.random.key(6), jnp.zeros(1), 0)
+    margins, exact = surprised(gap), surprised(gap, exact=True)
     assert margins.lipschitz[1] > 10  # the sliver was found, after the pilot
     assert margins.flagged == flagged
     assert margins.rivals == (2 if flagged else 1)
@@ -159,10 +159,8 @@ def test_a_class_left_behind_that_comes_too_close_is_flagged_and_run_to_the_end(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("exact", [False, True])
-def test_a_tolerance_stops_the_sampling_and_says_where(exact):
-    whole = found(exact=exact)
-    rough, fine = found(exact=exact, tolerance=0.05), found(exact=exact, tolerance=0.002)
+def test_a_tolerance_stops_the_sampling_and_says_where():
+    whole, rough, fine = found(), found(tolerance=0.05), found(tolerance=0.002)
     for margins, tolerance in ((rough, 0.05), (fine, 0.002)):
         settled = margins.samples < 8192
         assert (margins.remainder[settled] <= tolerance).all()

@@ -157,7 +157,7 @@ def radial_of(num_classes):
     return Radial(num_classes)
 
 
-nets = pytest.mark.parametrize("num_classes", [2, 3, 5])
+nets = pytest.mark.parametrize("num_classes", [2, 5])
 
 
 @pytest.mark.slow
@@ -180,18 +180,17 @@ def test_sampled_radial_margins_never_fall_below_the_exact_radial_bound(num_clas
 
 @pytest.mark.slow
 def test_with_many_samples_in_the_plane_radial_margins_are_nearly_always_the_exact_bound():
-    over = np.concatenate([radial_of(c).margins - radial_of(c).bounds for c in (2, 3, 5)])
+    over = np.concatenate([radial_of(c).margins - radial_of(c).bounds for c in (2, 5)])
     assert np.mean(over < 0.01) > 0.95
-    beyond = [radial_of(c).margins > radial_of(c).nets.distances * (1 + 1e-4) for c in (2, 3, 5)]
+    beyond = [radial_of(c).margins > radial_of(c).nets.distances * (1 + 1e-4) for c in (2, 5)]
     assert np.mean(beyond) < 0.02
 
 
 @pytest.mark.slow
 def test_following_rivals_finds_no_smaller_radial_margin_and_nearly_always_the_same():
     # Slopes cut by their distance grow unlike those that the foresight was made for: hence exact by default.
-    nets = [nets_of(num_classes) for num_classes in (3, 5)]
-    rivals = np.concatenate([n.sampled(4096, measure=jm.radial_margin, exact=False).margin for n in nets])
-    margins = np.concatenate([radial_of(num_classes).margins for num_classes in (3, 5)])
+    rivals = nets_of(5).sampled(4096, measure=jm.radial_margin, exact=False).margin
+    margins = radial_of(5).margins
     assert (rivals >= margins).all()
     assert (rivals == margins).mean() > 0.95
 
@@ -214,7 +213,7 @@ def undefined_below_zero(_, x):
 def test_nan_is_not_swallowed(measure, key):
     x = jnp.array([1.0, 0.0])
     sizes = dict(num_samples=640) if measure is jm.radial_margin else dict(num_blocks=10, block_size=64)
-    found = measure(lambda x: undefined_below_zero(None, x), key, x, 0, radius=2.0, **sizes)
+    found = jax.jit(lambda key: measure(lambda x: undefined_below_zero(None, x), key, x, 0, radius=2.0, **sizes))(key)
     if measure is jm.radial_margin:
         assert np.isnan(found.margin)
     else:
