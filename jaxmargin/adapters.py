@@ -31,8 +31,14 @@ def from_batched(batched_fn: Callable[..., Any]) -> ApplyFn:
     """
 
     def apply_fn(params: Any, x: jax.Array) -> jax.Array:
-        logits: jax.Array = batched_fn(params, x[None])[0]
-        return logits
+        logits = batched_fn(params, x[None])
+        if not hasattr(logits, "shape"):
+            raise ValueError(
+                f"the batched classifier returns a {type(logits).__name__} and not an array of logits [n, c]: return"
+                " the logits alone, as in from_batched(lambda params, xs: f(params, xs)[0])"
+            )
+        one: jax.Array = logits[0]
+        return one
 
     return apply_fn
 

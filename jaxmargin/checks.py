@@ -4,6 +4,7 @@ Shapes, dtypes and options are known while JAX traces, so those checks also work
 (labels in range, finite images) can only be looked at outside of one; under a trace they are taken on trust.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from numbers import Integral
@@ -16,8 +17,9 @@ import numpy as np
 from jaxmargin.types import Box, LogitsFn
 
 __all__ = [
-    "box", "concrete", "distributions", "divisible", "example", "examples", "in_box", "label", "logits", "logits_like",
-    "one_of", "options", "positive", "precision", "scores", "whole",
+    "array", "box", "class_of", "concrete", "distributions", "divisible", "example", "examples", "in_box", "integers",
+    "key", "label", "labels", "logits", "logits_like", "measure", "norm", "one_of", "options", "positive", "precision",
+    "scores", "whole",
 ]  # fmt: skip
 
 
@@ -50,6 +52,27 @@ def one_of(name: str, value: Any, choices: Iterable[str]) -> None:
         raise ValueError(f"{name}={value!r} is unknown: choose from {', '.join(known)}")
 
 
+def array(name: str, value: Any) -> None:
+    """Refuses what has no shape and dtype, such as a list of lists."""
+    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        raise ValueError(f"{name} is a {type(value).__name__}: pass an array, such as np.asarray({name})")
+
+
+def norm(value: Any) -> None:
+    """Refuses anything but one of the package's norms, or another value of their type."""
+    if not hasattr(value, "dual_size"):
+        raise ValueError(f"norm={value!r} is not a norm: pass jaxmargin.l2, jaxmargin.linf or jaxmargin.l1")
+
+
+def key(value: Any) -> None:
+    """Refuses anything but one PRNG key."""
+    dtype = getattr(value, "dtype", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and jnp.ndim(value) == 0
+    if not typed and not (dtype == np.uint32 and jnp.shape(value) in ((2,), (4,))):
+        said = f"{type(value).__name__} {value!r}" if dtype is None else f"{dtype}{list(jnp.shape(value))}"
+        raise ValueError(f"key is {said}, not one PRNG key: pass jax.random.key(0)")
+
+
 def divisible(name: str, value: int, by_name: str, by: int) -> None:
     """Refuses a count that does not split into equal parts."""
     if value % by:
@@ -71,15 +94,30 @@ def box(value: Box | None) -> None:
         raise ValueError(f"box={value!r} is not a pair of numbers: pass (low, high), or None for no box") from None
     if not low < high:
         raise ValueError(f"box={value} is empty: pass (low, high) with low < high")
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"box={value} is not finite: pass the limits that inputs have, or None for no box")
 
 
 def in_box(name: str, value: Any, box: Box | None) -> None:
-    """Refuses inputs outside the box (traced ones pass)."""
+    """Refuses inputs outside the box (traced ones pass), but for what rounding moved there."""
     if box is None or not concrete(value):
         return
     least, most = float(np.min(np.asarray(value))), float(np.max(np.asarray(value)))
-    if least < box[0] or most > box[1]:
+    rounding = 8 * float(jnp.finfo(jnp.result_type(value)).eps) * max(map(abs, box))
+    if least < box[0] - rounding or most > box[1] + rounding:
         raise ValueError(f"{name} spans [{least:g}, {most:g}], outside box={box}: scale the inputs or pass their box")
+
+
+def measure(function: Callable[..., Any]) -> None:
+    """Refuses what is no measure of (logits_fn, key, x, y), such as a classifier."""
+    parameters = inspect.signature(function).parameters.values()
+    places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(places) < 4 and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        name = getattr(function, "__name__", repr(function))
+        raise ValueError(
+            f"measure={name} takes {len(places)} arguments and no measure does: over_batch(measure, apply_fn) wants a"
+            " function (logits_fn, key, x, y, *, options) first, such as lipschitz_margin"
+        )
 
 
 def options(function: Callable[..., Any], given: Iterable[str], known: Iterable[str]) -> None:
@@ -107,11 +145,17 @@ def logits(logits_fn: LogitsFn, x: Any) -> int:
 
 def logits_like(out: Any, input_shape: tuple[int, ...]) -> int:
     """``logits`` for an output that is already there, or its shape."""
-    if not hasattr(out, "shape") or len(out.shape) != 1:
-        shape = getattr(out, "shape", type(out).__name__)
+    if not hasattr(out, "shape"):
         raise ValueError(
-            f"logits have shape {shape} for one example of shape {input_shape}, expected [c]: the classifier takes one"
-            " example without a batch axis; wrap a batched one in jaxmargin.from_batched"
+            f"the classifier returns a {type(out).__name__} and not an array of logits [c]: return the logits alone, as"
+            " in lambda params, x: f(params, x)[0]"
+        )
+    if len(out.shape) == 0:
+        raise ValueError("logits have shape (), one score: return [-s / 2, s / 2] for one binary score s")
+    if len(out.shape) != 1:
+        raise ValueError(
+            f"logits have shape {out.shape} for one example of shape {input_shape}, expected [c]: the classifier takes"
+            " one example without a batch axis; wrap a batched one in jaxmargin.from_batched"
         )
     if not jnp.issubdtype(out.dtype, jnp.floating):
         raise ValueError(f"logits have dtype {out.dtype}: return floating-point scores before any argmax")
@@ -126,23 +170,49 @@ def label(y: Any) -> None:
         raise ValueError(f"y has shape {jnp.shape(y)} and dtype {jnp.result_type(y)}: pass one integer class")
 
 
+def integers(name: str, value: Any) -> None:
+    """Refuses what is not one integer an example."""
+    array(name, value)
+    if not jnp.issubdtype(value.dtype, jnp.integer) or jnp.ndim(value) != 1:
+        said = f"dtype {value.dtype} and shape {jnp.shape(value)}"
+        raise ValueError(f"{name} have {said}: pass integer classes [n], not one-hot or float labels")
+
+
+def class_of(name: str, value: Any, num_classes: int) -> None:
+    """Refuses a number that is none of the classes (a traced one passes)."""
+    if concrete(value) and not 0 <= int(value) < num_classes:
+        raise ValueError(f"{name}={int(value)} is outside [0, {num_classes - 1}], the classes of the logits")
+
+
+def labels(ys: Any, num_classes: int) -> None:
+    """Refuses labels outside of the classes (traced ones pass)."""
+    if not concrete(ys):
+        return
+    low, high = int(np.min(np.asarray(ys))), int(np.max(np.asarray(ys)))
+    if low < 0 or high >= num_classes:
+        raise ValueError(f"labels lie in [{low}, {high}], outside [0, {num_classes - 1}], the classes of the logits")
+
+
 def examples(xs: Any, ys: Any) -> None:
     """Checks a set's shapes and dtypes and, where they are concrete, the inputs' values.
 
     Raises:
       ValueError: an empty set, lengths that differ, inputs that are not finite floats, labels that are not integers.
     """
+    array("xs", xs)
+    array("ys", ys)
     if jnp.ndim(xs) < 2:
         raise ValueError(f"xs has shape {jnp.shape(xs)}: expected [n, *d], the examples stacked along the first axis")
     if jnp.ndim(ys) != 1:
         raise ValueError(f"ys has shape {jnp.shape(ys)}: expected [n], one integer class per example")
     if len(xs) == 0:
         raise ValueError("xs is empty: pass at least one example")
+    if 0 in jnp.shape(xs):
+        raise ValueError(f"xs has shape {jnp.shape(xs)}: an example without entries has no margin")
     if len(xs) != len(ys):
         raise ValueError(f"xs holds {len(xs)} examples and ys {len(ys)} labels: pass as many of each")
     example(xs)
-    if not jnp.issubdtype(jnp.result_type(ys), jnp.integer):
-        raise ValueError(f"labels have dtype {jnp.result_type(ys)}: pass integer classes, not one-hot or float labels")
+    integers("labels", ys)
     if concrete(xs) and not np.isfinite(np.asarray(xs)).all():
         raise ValueError("images are not finite: xs holds NaN or infinity; clean it before measuring")
 
@@ -153,10 +223,8 @@ def scores(scores: Any, ys: Any) -> None:
     Raises:
       ValueError: labels outside [0, c), logits that are not finite, or that look like probabilities.
     """
-    scores, ys = np.asarray(scores), np.asarray(ys)
-    low, high, num_classes = int(ys.min()), int(ys.max()), scores.shape[1]
-    if low < 0 or high >= num_classes:
-        raise ValueError(f"labels lie in [{low}, {high}], outside [0, {num_classes - 1}], the classes of the logits")
+    scores = np.asarray(scores)
+    labels(ys, scores.shape[1])
     if not np.isfinite(scores).all():
         raise ValueError("logits are not finite: apply_fn returns NaN or infinity on the first examples; check params")
     if distributions(scores).all() and (scores % 1 > 0).any():  # logits (1, 0) are more likely than such a softmax

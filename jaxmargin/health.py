@@ -52,12 +52,26 @@ def saturation(apply_fn: ApplyFn, params: Any, xs: Array, ys: Array) -> tuple[Fl
             "share of inputs where the cross-entropy's gradient is below 1e-6 and the logit margin's is not",
             "attack the logit margin or a scaled cross-entropy",
         ),
-        Flag.judge(
-            "zero gradients", float(jnp.mean(sizes.logit_margin == 0)), 0.0,
-            "share of inputs where the gradient of the logit margin is zero",
-            "look for rounding, arg max or saturated units in the classifier; attack without gradients (square)",
-        ),
+        _zero_gradients(float(jnp.mean(sizes.logit_margin == 0))),
     )  # fmt: skip
+
+
+def _zero_gradients(share: float) -> Flag:
+    return Flag.judge(
+        "zero gradients", share, 0.0,
+        "share of inputs where the gradient of the logit margin is zero, or there is none",
+        "look for rounding, arg max, saturated units, loops or callbacks in the classifier; attack without gradients"
+        " (square)",
+    )  # fmt: skip
+
+
+def _has_gradients(apply_fn: ApplyFn, params: Any, x: jax.Array) -> bool:
+    """Whether JAX can differentiate the classifier backwards."""
+    try:
+        jax.eval_shape(jax.grad(lambda x: jnp.sum(apply_fn(params, x))), x)
+    except (NotImplementedError, TypeError, ValueError):
+        return False
+    return True
 
 
 def health_check(
@@ -89,7 +103,8 @@ def health_check(
       margins: Margins of the same classifier, to look at how many of them were cut at the radius; None leaves that out.
 
     Returns:
-      Flags, raised or not.
+      Flags, raised or not. Without gradients nothing is attacked, and the last flag is "zero gradients"; a square
+      attack, for "gradients mislead", there is on vectors and images, and not in l1.
 
     Raises:
       ValueError: xs and ys that do not fit, labels outside of the classes, epsilons that do not rise.
@@ -114,6 +129,8 @@ def health_check(
         box = None
     if flags[2].raised:
         apply_fn = _logarithm(apply_fn)
+    if not _has_gradients(apply_fn, params, xs[0]):
+        return (*flags, _zero_gradients(1.0))
     flags += saturation(apply_fn, params, xs, ys)
     flags += _attacks(apply_fn, params, key, xs, ys, norm, box, epsilons, num_steps)
     if margins is not None:
@@ -215,7 +232,7 @@ def _attacks(
         weak_loss(robust, [float(one.mean()) for one in survived]),
         layer_cake(epsilons, robust, distances),
     ]  # fmt: skip
-    if norm is not l1:
+    if norm is not l1 and xs.ndim <= 4:  # what the square attack takes: images
         middle = len(epsilons) // 2
         search = _lifted(square, apply_fn, num_queries=5 * num_steps, **options)
         flags.append(_misled(survived[middle] & ~survivors(search, epsilon=epsilons[middle])))

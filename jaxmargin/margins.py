@@ -131,7 +131,8 @@ def linear_margin(
     """
     checks.example(x)
     checks.label(y)
-    checks.logits(logits_fn, x)
+    checks.norm(norm)
+    checks.class_of("y", y, checks.logits(logits_fn, x))
     with jax.default_matmul_precision("float32"):
         logits = logits_fn(x)  # [c]
         jacobian = jax.jacrev(logits_fn)(x)  # [c, *d]
@@ -153,7 +154,7 @@ def summarize(margins: Margins) -> Summary:
       Summary.
 
     Raises:
-      ValueError: no margins.
+      ValueError: no margins, or NaN among them. An infinite one makes the averages infinite.
 
     >>> import jax.numpy as jnp
     >>> m = jnp.array([1.0, -0.5, 1.5])
@@ -163,6 +164,8 @@ def summarize(margins: Margins) -> Summary:
     margin = margins.margin
     if jnp.ndim(margin) != 1 or margin.shape[0] == 0:
         raise ValueError(f"margins.margin has shape {jnp.shape(margin)}: expected [n], n >= 1, as over_batch returns")
+    if checks.concrete(margin) and np.isnan(np.asarray(margin)).any():
+        raise ValueError("margins.margin holds NaN: of such margins there is no minimum, average or accuracy")
     return Summary(
         minimum=jnp.min(margin),
         average=jnp.mean(margin),
@@ -194,6 +197,8 @@ def histogram(
     array([2, 1])
     """
     checks.whole("bins", bins)
+    if bins > 1_000_000:
+        raise ValueError(f"bins={bins} is more than a histogram can show: pass at most 1,000,000")
     margin = np.asarray(margins.margin)
     if not np.isfinite(margin).all():
         raise ValueError("margins are not all finite: drop the infinite ones, and say how many, before a histogram")

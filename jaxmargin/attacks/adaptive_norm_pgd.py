@@ -84,7 +84,7 @@ def an_pgd(
     >>> bool(found.found), 1.0 <= float(found.distance) < 1.001
     (True, True)
     """
-    target = target_of(logits_fn, x, y, box, num_steps=num_steps, num_halvings=num_halvings)
+    target = target_of(logits_fn, x, y, norm, box, num_steps=num_steps, num_halvings=num_halvings)
     checks.positive("epsilon", epsilon)
     checks.positive("d_max", d_max)
     if not isinstance(epsilon, jax.Array) and epsilon > LONGER * d_max:

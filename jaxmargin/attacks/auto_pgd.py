@@ -106,7 +106,7 @@ def apgd(
     >>> bool(apgd(lambda x: w @ x, jax.random.key(0), jnp.array([1.0, 0.5]), 0, epsilon=1.01, num_steps=20).found)
     True
     """
-    target = target_of(logits_fn, x, y, box, num_steps=num_steps)
+    target = target_of(logits_fn, x, y, norm, box, num_steps=num_steps)
     checks.positive("epsilon", epsilon)
     project, loss_fn = target.projection(norm, epsilon, box), loss_named(loss)
     value_and_grad = value_and_grad_of(target, lambda logits: loss_fn(logits, y))

@@ -144,13 +144,16 @@ class Target(NamedTuple):
         return Attack(x_adv.astype(self.dtype), found, jnp.where(jnp.isfinite(logits).all(), distance, jnp.nan))
 
 
-def target_of(logits_fn: LogitsFn, x: jax.Array, y: jax.Array, box: Box | None, **counts: int) -> Target:
+def target_of(
+    logits_fn: LogitsFn, x: jax.Array, y: jax.Array, norm: Norm, box: Box | None, **counts: int
+) -> Target:
     """Looks at a classifier and an example, and refuses bad input to an attack.
 
     Args:
       logits_fn: x -> logits [c].
       x: one example, [*d].
       y: its class.
+      norm: of distances.
       box: (low, high) of valid inputs or None.
       **counts: options that are whole numbers of at least 1.
 
@@ -162,6 +165,7 @@ def target_of(logits_fn: LogitsFn, x: jax.Array, y: jax.Array, box: Box | None, 
     """
     checks.example(x)
     checks.label(y)
+    checks.norm(norm)
     checks.box(box)
     checks.in_box("x", x, box)
     for name, count in counts.items():
@@ -170,13 +174,15 @@ def target_of(logits_fn: LogitsFn, x: jax.Array, y: jax.Array, box: Box | None, 
     program, logits = jax.make_jaxpr(logits_fn, return_shape=True)(x)
     kinds = {out.aval.dtype for eqn in equations(program) for out in eqn.outvars if hasattr(out.aval, "dtype")}
     coarsest = max(float(jnp.finfo(kind).eps) for kind in kinds | {logits.dtype} if jnp.issubdtype(kind, jnp.floating))
+    num_classes = checks.logits_like(logits, jnp.shape(x))
+    checks.class_of("y", y, num_classes)
     wide = jnp.promote_types(x.dtype, jnp.float32)
     return Target(
         lambda z: logits_fn(z.astype(x.dtype)).astype(wide),
         x.astype(wide),
         y,
         x.dtype,
-        checks.logits_like(logits, jnp.shape(x)),
+        num_classes,
         # Half precision is rounded once a layer, single precision once a term.
         coarsest * (32 if coarsest < 1e-6 else 8),
     )

@@ -61,7 +61,7 @@ def ddn(
     >>> 1.0 <= float(attack.distance) < 1.01
     True
     """
-    target = target_of(logits_fn, x, y, box, num_steps=num_steps)
+    target = target_of(logits_fn, x, y, norm, box, num_steps=num_steps)
     check_share("gamma", gamma)
     loss_fn, clip = loss_named(loss), clip_to_box(box)
     x = target.x

@@ -53,7 +53,7 @@ def deepfool(
     >>> round(float(deepfool(lambda x: w @ x, jax.random.key(0), jnp.array([1.0, 0.5]), 0).distance), 2)
     1.02
     """
-    target = target_of(logits_fn, x, y, box, num_steps=num_steps, candidates=candidates)
+    target = target_of(logits_fn, x, y, norm, box, num_steps=num_steps, candidates=candidates)
     checks.positive("overshoot", overshoot)
     x, logits_fn, num_classes = target.x, target.logits_fn, target.num_classes
     clip = clip_to_box(box)

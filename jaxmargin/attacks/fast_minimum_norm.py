@@ -62,7 +62,7 @@ def fmn(
     >>> 5 / 7 <= float(attack.distance) < 0.72
     True
     """
-    target = target_of(logits_fn, x, y, box, num_steps=num_steps)
+    target = target_of(logits_fn, x, y, norm, box, num_steps=num_steps)
     check_share("gamma", gamma)
     loss_fn, clip = loss_named("logit_margin"), clip_to_box(box)
     x = target.x

@@ -99,7 +99,7 @@ def bisect_boundary(
     >>> 1.0 < float(found.distance) < 1.00001
     True
     """
-    target = target_of(logits_fn, x, y, box, num_steps=num_steps)
+    target = target_of(logits_fn, x, y, norm, box, num_steps=num_steps)
     clip, x, x_adv = clip_to_box(box), target.x, jnp.asarray(x_adv).astype(target.x.dtype)
 
     def at(share: jax.Array) -> jax.Array:

@@ -44,7 +44,7 @@ def pgd(
     *,
     norm: Norm = l2,
     epsilon: float | jax.Array,
-    step_size: float = 0.01,
+    step_size: float | jax.Array = 0.01,
     num_steps: int = 1000,
     loss: str | Loss = "cross_entropy",
     box: Box | None = None,
@@ -88,7 +88,7 @@ def pgd(
     >>> bool(attack.found), bool(attack.distance > 1.0)
     (True, True)
     """
-    target = target_of(logits_fn, x, y, box, num_steps=num_steps, restarts=restarts)
+    target = target_of(logits_fn, x, y, norm, box, num_steps=num_steps, restarts=restarts)
     checks.positive("epsilon", epsilon)
     checks.positive("step_size", step_size)
     checks.one_of("keep", keep, ("last", "best"))

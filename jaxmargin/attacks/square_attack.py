@@ -65,7 +65,7 @@ def square(
     >>> bool(square(lambda x: w @ x, jax.random.key(0), jnp.array([1.0, 0.5]), 0, epsilon=0.75, num_queries=50).found)
     True
     """
-    target = target_of(logits_fn, x, y, box, num_queries=num_queries)
+    target = target_of(logits_fn, x, y, norm, box, num_queries=num_queries)
     checks.positive("epsilon", epsilon)
     checks.positive("area", area)
     if norm is l1:

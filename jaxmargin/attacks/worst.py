@@ -54,7 +54,7 @@ def _of_batch(
     workers: int | None = None,
 ) -> Attack:
     """``worst_case`` of n examples; search number i is attempt i // n on example i % n."""
-    target = target_of(logits_fn, batch.xs[0], batch.ys[0], box, num_steps=num_steps, restarts=restarts)
+    target = target_of(logits_fn, batch.xs[0], batch.ys[0], norm, box, num_steps=num_steps, restarts=restarts)
     num_classes, xs = target.num_classes, batch.xs.astype(target.x.dtype)
     checks.positive("epsilon", epsilon)
     raised = [_loss(name, num_classes) for name in _named(losses)]

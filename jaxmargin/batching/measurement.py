@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, NamedTuple
+from typing import Any, Generic, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +82,7 @@ class _Plan(NamedTuple, Generic[Result]):
     rule: BatchRule[Result] | None  # None where each example is measured by itself
     known: frozenset[str]  # options of the measure
     needed: frozenset[str]  # of them, those still to be given with the examples
+    fixed: frozenset[str]  # and those that cannot be given with the examples
     options: dict[str, Any]
     norm: Norm  # that it measures with, if any
     batch_size: int
@@ -91,6 +92,7 @@ def _planned(
     measure: Measure[Result], batch_size: int | None, mesh: Mesh | None, options: dict[str, Any]
 ) -> _Plan[Result]:
     """Refuses what the measure does not take, and chooses what was left open."""
+    checks.measure(measure)
     keywords = [p for p in inspect.signature(measure).parameters.values() if p.kind is p.KEYWORD_ONLY]
     known, rule = frozenset(p.name for p in keywords), rule_of(measure)
     checks.options(measure, options, known)
@@ -101,10 +103,18 @@ def _planned(
     if _axes(mesh, rule is not None and rule.divides_samples).get("samples", 1) > 1:
         options = options | {"axis_name": "samples"}
     checks.box(options.get("box"))
+    if "norm" in options:
+        checks.norm(options["norm"])
+    fixed = frozenset(p.name for p in keywords if _fixed(p))
     needed = frozenset(p.name for p in keywords if p.default is p.empty) - options.keys()
     defaults = {p.name: p.default for p in keywords}
     norm = (defaults | options).get("norm", l2)
-    return _Plan(measure, rule, known, needed, options, norm, _examples(rule, batch_size))
+    return _Plan(measure, rule, known, needed, fixed, options, norm, _examples(rule, batch_size))
+
+
+def _fixed(option: inspect.Parameter) -> bool:
+    """Whether an option is said to be no number that may be traced."""
+    return option.annotation is not option.empty and jax.Array not in get_args(option.annotation)
 
 
 def _examples(rule: BatchRule[Any] | None, batch_size: int | None) -> int:
@@ -277,7 +287,9 @@ class Measurement(Generic[Result]):
         size, n = self._checked(params, xs, ys), len(xs)
         slow = convolves(self.steps.probe.trace(params, _few(xs)).jaxpr)
         step = self.steps.convolving if slow else self.steps.plain
-        given, xs, ys = self._everywhere(given, np.asarray(xs), np.asarray(ys))
+        box, xs = self.plan.options.get("box"), np.asarray(xs)
+        xs = xs if box is None else np.clip(xs, *box)  # what rounding moved out of it
+        given, xs, ys = self._everywhere(given, xs, np.asarray(ys))
         for start in range(first, n, size):
             indices = start + np.arange(size)
             rows = np.minimum(indices, n - 1)  # the last example fills its batch up
@@ -304,6 +316,9 @@ class Measurement(Generic[Result]):
     def _given(self, params: Any, key: jax.Array, values: dict[str, Any]) -> _Given:
         """Refuses options of a call that the measure does not have, misses those it needs, and wants them positive."""
         checks.options(self.plan.measure, values, self.plan.known)
+        checks.key(key)
+        if fixed := ", ".join(sorted(self.plan.fixed & values.keys())):
+            raise ValueError(f"{fixed} is compiled into the measure: pass it to over_batch, not with the examples")
         if needed := ", ".join(sorted(self.plan.needed - values.keys())):
             name = getattr(self.plan.measure, "__name__", repr(self.plan.measure))
             raise ValueError(f"{name} needs the option {needed}: pass it to over_batch or with the examples")
@@ -316,9 +331,16 @@ class Measurement(Generic[Result]):
         checks.examples(xs, ys)
         checks.in_box("xs", xs, self.plan.options.get("box"))
         few = _few(xs)
-        out = jax.eval_shape(self.steps.probe, params, few)
+        try:
+            out = jax.eval_shape(self.steps.probe, params, few)
+        except (TypeError, ValueError) as error:
+            said = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"apply_fn fails on one example of shape {jnp.shape(xs)[1:]}: {said} (a classifier of batches: wrap it"
+                " in jaxmargin.from_batched; one in training mode: call net.eval() or pass train=False)"
+            ) from error
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), out)
-        checks.logits_like(one, jnp.shape(xs)[1:])
+        checks.labels(ys, checks.logits_like(one, jnp.shape(xs)[1:]))
         if checks.concrete(params, xs, ys):
             checks.scores(self.steps.probe(params, few), ys)
         return self.batch_size * (1 if self.mesh is None else self.mesh.shape.get("points", 1))

@@ -104,6 +104,10 @@ def single_example(
     """
     checks.example(x)
     checks.label(y)
+    checks.key(key)
+    if "norm" in options:
+        checks.norm(options["norm"])
+    checks.class_of("y", y, checks.logits(logits_fn, x))
     xs, ys, valid = jnp.asarray(x)[None], jnp.asarray(y)[None], jnp.ones(1, bool)
     batch = Batch(jnp.zeros(1, int), xs, ys, valid)
     measured: Result = jax.tree.map(lambda leaf: leaf[0], run(logits_fn, key, batch, **options))

@@ -31,6 +31,8 @@ __all__ = ["Certificate", "certified_margin"]
 _BELOW_GUESS = 2.0**-10
 # Bytes of float64 that examples relaxed together may take in their widest layer: about what a CPU's cache holds.
 _MEMORY = 2**24
+# How far logits in the classifier's own precision may be from those of its layers in double precision, of the largest.
+_ROUNDED = 1e-2
 _AFFINE = ("conv", "dense", "flatten", "dropout")  # layers without a bend
 
 
@@ -103,12 +105,14 @@ def certified_margin(
     """
     checks.example(x)
     checks.label(y)
-    checks.logits(logits_fn, x)
+    checks.norm(norm)
+    checks.class_of("y", y, checks.logits(logits_fn, x))
     checks.positive("radius", radius)
     checks.whole("num_steps", num_steps)
     x = jnp.asarray(x)
     with jax.default_matmul_precision("float32"):
-        predicted = jnp.argmax(logits_fn(x))
+        logits = logits_fn(x)
+    predicted = jnp.argmax(logits)
     layers, dtype = layers_of(logits_fn), jnp.promote_types(x.dtype, jnp.float32)
     if layers is None or not _known(layers, x.shape, norm):
         zero = jnp.zeros((), dtype)
@@ -116,8 +120,9 @@ def certified_margin(
     weights = tuple((layer.kernel, layer.bias) for layer in layers)
     plan = _Plan(tuple((layer.kind, layer.padding) for layer in layers), norm, float(radius), num_steps, dtype)
     with double_precision():
-        spectral, relaxed = _measured(plan, weights, x, predicted)
-    return Certificate(jnp.maximum(spectral, relaxed), predicted, spectral, relaxed, jnp.ones((), bool))
+        spectral, relaxed, same = _measured(plan, weights, x, predicted, logits)
+    spectral, relaxed = (jnp.where(same, distance, jnp.zeros_like(distance)) for distance in (spectral, relaxed))
+    return Certificate(jnp.maximum(spectral, relaxed), predicted, spectral, relaxed, same)
 
 
 class _Plan(NamedTuple):
@@ -138,8 +143,10 @@ def _known(layers: Sequence[Layer], shape: tuple[int, ...], norm: Norm) -> bool:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _measured(plan: _Plan, weights: Weights, x: jax.Array, predicted: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(spectral, relaxed); what depends on the weights alone stays outside of the loop over examples."""
+def _measured(
+    plan: _Plan, weights: Weights, x: jax.Array, predicted: jax.Array, logits: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """As ``_bounds``; what depends on the weights alone stays outside of the loop over examples."""
     weights = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), weights)
     layers, norm = _layers(plan, weights), plan.norm
     norms = norms_in_double(layers, x.shape)
@@ -147,13 +154,14 @@ def _measured(plan: _Plan, weights: Weights, x: jax.Array, predicted: jax.Array)
     in_l2 = in_l2 * (1 + rounding_error(x.size))
     moving = reaches(layers, norms, norm, in_l2)
     constant = functools.reduce(jnp.multiply, norms[:-1], in_l2) * (1 + rounding_error(len(layers)))
-    leaves, tree = jax.tree.flatten((weights, moving, constant, norms[-1], x.astype(jnp.float64), predicted))
+    x, logits = x.astype(jnp.float64), logits.astype(jnp.float64)
+    leaves, tree = jax.tree.flatten((weights, moving, constant, norms[-1], x, predicted, logits))
 
-    def one(*leaves: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def one(*leaves: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         return _bounds(plan, *jax.tree.unflatten(tree, leaves))
 
     found = in_chunks(one, _chunk(layers, x.shape), double_precision)(*leaves)
-    return below(found[0], plan.dtype), below(found[1], plan.dtype)
+    return below(found[0], plan.dtype), below(found[1], plan.dtype), found[2]
 
 
 def _layers(plan: _Plan, weights: Weights) -> list[Layer]:
@@ -180,8 +188,9 @@ def _bounds(
     last_norm: jax.Array,
     x: jax.Array,
     predicted: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """(spectral, relaxed), float64, of one example."""
+    logits: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(spectral, relaxed), float64, of one example, and whether the layers give its logits but for rounding."""
     layers = _layers(plan, weights)
     at_x = intervals(layers, x, 0.0)
     others = jnp.arange(at_x[-1].low.size) != predicted  # [c]
@@ -194,7 +203,10 @@ def _bounds(
     relaxed = jnp.where(jnp.isinf(spectral), spectral, relaxed)
     parts = (*at_x[-1][:2], constant, last_norm, *moving)
     sound = functools.reduce(jnp.logical_and, [jnp.isfinite(part).all() for part in parts])
-    return jnp.where(sound, spectral, jnp.nan), jnp.where(sound, relaxed, jnp.nan)
+    low, high = at_x[-1].low, at_x[-1].high
+    apart = jnp.maximum(low - logits, logits - high)  # [c]
+    same = (apart <= _ROUNDED * jnp.max(jnp.abs(logits))).all() | ~sound
+    return jnp.where(sound, spectral, jnp.nan), jnp.where(sound, relaxed, jnp.nan), same
 
 
 def _spectral(last: Layer, logits: Interval, others: jax.Array, constant: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """Training as pure steps: one epoch, or a part of it, is one jitted ``lax.scan`` over data that stays on the device."""
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxmargin import checks
 from jaxmargin.lab.data.loading import scaled
 from jaxmargin.losses import cross_entropy
 from jaxmargin.models import BATCH
@@ -59,15 +61,21 @@ def init_state(params: Any, optimizer: optax.GradientTransformation, key: jax.Ar
     """The state before the first step.
 
     Args:
-      params: initial parameters.
+      params: initial parameters; they are copied, since an epoch takes the memory of its state.
       optimizer: an optax optimiser.
       key: a PRNG key for shuffling, dropout, augmentation and inner attacks.
       n: number of training examples.
 
     Returns:
       TrainState.
+
+    Raises:
+      ValueError: a key that is none, n that is no whole number of at least 1.
     """
-    return TrainState(params, optimizer.init(params), key, jnp.zeros((), jnp.int32), jnp.zeros(n))
+    checks.key(key)
+    checks.whole("n", n)
+    params = jax.tree.map(jnp.copy, params)
+    return TrainState(params, optimizer.init(params), jax.random.clone(key), jnp.zeros((), jnp.int32), jnp.zeros(n))
 
 
 def train_step(
@@ -84,7 +92,8 @@ def train_step(
     once, by the mean of the passes.
 
     Args:
-      apply_fn: (params, x [*d], key) -> logits [c], the key for dropout; see ``models.Apply`` for batch normalisation.
+      apply_fn: (params, x [*d]) or (params, x [*d], key) -> logits [c], the key for dropout; see ``models.Apply`` for
+        batch normalisation.
       objective: what is minimised.
       optimizer: an optax optimiser.
       state: before the step.
@@ -93,6 +102,7 @@ def train_step(
     Returns:
       (state after the step, value of the objective before it).
     """
+    apply_fn = _with_key(apply_fn)
     keys = jax.random.split(jax.random.fold_in(state.key, state.step), len(batch.y))
     inner_result, example_state = _inner_maximization(apply_fn, objective, state, batch, keys)
     observe = getattr(apply_fn, "observe", None)
@@ -120,11 +130,21 @@ def train_step(
         return jnp.sum(losses * batch.weight) / jnp.sum(batch.weight) + objective.penalty(params), moved
 
     (value, moved), gradient = jax.value_and_grad(total, has_aux=True)(state.params)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    optimizer = optax.with_extra_args_support(optimizer)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, value=value)
     params = objective.retract(optax.apply_updates(state.params, updates))
     if observe is not None:
         params = params | {"batch_stats": moved["batch_stats"]}
     return TrainState(params, opt_state, state.key, state.step + 1, example_state), value
+
+
+def _with_key(apply_fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The function of (params, x, key); one of (params, x) alone has no use for the key."""
+    places = inspect.signature(apply_fn, follow_wrapped=False).parameters.values()
+    positional = [p for p in places if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(positional) >= 3 or any(p.kind is p.VAR_POSITIONAL for p in places):
+        return apply_fn
+    return functools.wraps(apply_fn)(lambda params, x, key: apply_fn(params, x))
 
 
 def _inner_maximization(
@@ -161,7 +181,7 @@ def train_epoch(
     """Builds a jitted epoch: a fresh shuffle, then one step a batch, the last partial batch kept.
 
     Args:
-      apply_fn: (params, x [*d], key) -> logits [c].
+      apply_fn: (params, x [*d]) or (params, x [*d], key) -> logits [c].
       objective: what is minimised.
       optimizer: an optax optimiser.
       batch_size: examples a step.
@@ -170,8 +190,18 @@ def train_epoch(
       num_steps: steps of one call, which may end or begin within an epoch; None for those of an epoch.
 
     Returns:
-      epoch(state, images [n, *d] uint8, labels [n]) -> (state, objective values [steps]); the old state is donated.
+      epoch(state, images [n, *d] uint8, labels [n]) -> (state, objective values [steps]); the old state is donated. It
+      raises ValueError for labels that are no integers within the classes of the logits.
+
+    Raises:
+      ValueError: batch_size or num_steps that are no whole numbers of at least 1, a scale that is not above 0.
     """
+    checks.whole("batch_size", batch_size)
+    checks.positive("scale", scale)
+    if num_steps is not None:
+        checks.whole("num_steps", num_steps)
+    apply_fn = _with_key(apply_fn)
+    looked_at: list[jax.Array] = []
 
     @functools.partial(jit, donate_argnums=0)
     def epoch(state: TrainState, images: jax.Array, labels: jax.Array) -> tuple[TrainState, jax.Array]:
@@ -202,7 +232,17 @@ def train_epoch(
             carry, values = jax.lax.scan(step, (state, shuffled(state.step)), length=num_steps or steps)
         return carry[0], values
 
-    return epoch
+    def checked(state: TrainState, images: jax.Array, labels: jax.Array) -> tuple[TrainState, jax.Array]:
+        if not looked_at or looked_at[0] is not labels:
+            example = jax.eval_shape(lambda images: scaled(images[0], scale), images)
+            logits = jax.eval_shape(lambda params, x: apply_fn(params, x, None), state.params, example)
+            checks.integers("labels", labels)
+            checks.labels(labels, checks.logits_like(logits, example.shape))
+            looked_at[:] = [labels]
+        after: tuple[TrainState, jax.Array] = epoch(state, images, labels)
+        return after
+
+    return checked
 
 
 def _refreshed(

@@ -55,7 +55,8 @@ def local_lipschitz(
       [c] estimates, 0 at the reference class.
 
     Raises:
-      ValueError: radius <= 0, num_samples not a multiple of chunk_size, logits that are not [c].
+      ValueError: radius <= 0, num_samples not a multiple of chunk_size, logits that are not [c], a reference that is no
+        class; under a trace such a one gives NaN.
 
     Reference:
       Wu and Yu 2019, section 4.1; Hein and Andriushchenko 2017, theorem 2.1.
@@ -66,10 +67,15 @@ def local_lipschitz(
     Array([0., 5.], dtype=float32)
     """
     checks.example(x)
+    checks.norm(norm)
+    checks.key(key)
     num_classes = checks.logits(logits_fn, x)
+    checks.class_of("reference", reference, num_classes)
     gaps = jnp.ones((1, num_classes), jnp.promote_types(x.dtype, jnp.float32))
     sampling = Sampling(norm, radius, num_samples, chunk_size, box, precision, exact=True)
-    return cross_lipschitz(logits_fn, key, x[None], jnp.asarray(reference)[None], gaps, sampling).largest[0]
+    reference = jnp.asarray(reference)
+    found = cross_lipschitz(logits_fn, key, x[None], reference[None], gaps, sampling).largest[0]
+    return jnp.where((reference >= 0) & (reference < num_classes), found, jnp.nan)  # a traced one may be no class
 
 
 def leads(logits_fn: LogitsFn, xs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
