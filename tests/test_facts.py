@@ -131,7 +131,7 @@ def test_the_coarsest_precision_on_the_way_to_the_logits_counts():
         return jax.lax.map(lambda x: jnp.tanh(x.astype(jnp.bfloat16)).astype(jnp.float32), x)
 
     def rounding(logits_fn):
-        return target_of(logits_fn, jnp.ones(3), 0, None).rounding
+        return target_of(logits_fn, jnp.ones(3), 0, jm.l2, None).rounding
 
     assert rounding(jnp.tanh) == 32 * np.finfo(np.float32).eps
     assert rounding(half_inside) == 8 * 2.0**-7
@@ -139,7 +139,7 @@ def test_the_coarsest_precision_on_the_way_to_the_logits_counts():
 
 
 def test_a_tie_and_what_rounding_may_turn_are_not_misclassified():
-    target, high = target_of(lambda x: x, jnp.ones(3), 0, None)._replace(rounding=0.01), np.float32(100)
+    target, high = target_of(lambda x: x, jnp.ones(3), 0, jm.l2, None)._replace(rounding=0.01), np.float32(100)
     for other, wrong in ((90.0, False), (100.0, False), (100.9, False), (102.0, True), (np.inf, False)):
         assert target.misclassified(jnp.float32([high, other, -1e30])) == wrong
     assert target.misclassified(jnp.float32([high, 100.9, 0.0]), 0.5)
