@@ -11,7 +11,7 @@ import numpy as np
 from jaxmargin import checks, losses
 from jaxmargin.attacks import Attack, minimum_norm, pgd, square, worst_case
 from jaxmargin.batching.measurement import Measurement, over_batch
-from jaxmargin.flags import Flag, layer_cake, margins_capped, plateau, weak_loss
+from jaxmargin.flags import Flag, layer_cake, margins_capped, plateau, rises, weak_loss
 from jaxmargin.margins import Margins
 from jaxmargin.norms import Norm, l1, l2
 from jaxmargin.types import ApplyFn, Box, LogitsFn, Measure, Result
@@ -51,17 +51,19 @@ def saturation(apply_fn: ApplyFn, params: Any, xs: Array, ys: Array) -> tuple[Fl
             "saturated loss", float(jnp.mean(small)), 0.02,
             "share of inputs where the cross-entropy's gradient is below 1e-6 and the logit margin's is not",
             "attack the logit margin or a scaled cross-entropy",
+            len(ys),
         ),
-        _zero_gradients(float(jnp.mean(sizes.logit_margin == 0))),
+        _zero_gradients(float(jnp.mean(sizes.logit_margin == 0)), len(ys)),
     )  # fmt: skip
 
 
-def _zero_gradients(share: float) -> Flag:
+def _zero_gradients(share: float, n: int) -> Flag:
     return Flag.judge(
         "zero gradients", share, 0.0,
         "share of inputs where the gradient of the logit margin is zero, or there is none",
         "look for rounding, arg max, saturated units, loops or callbacks in the classifier; attack without gradients"
         " (square)",
+        n,
     )  # fmt: skip
 
 
@@ -130,7 +132,7 @@ def health_check(
     if flags[2].raised:
         apply_fn = _logarithm(apply_fn)
     if not _has_gradients(apply_fn, params, xs[0]):
-        return (*flags, _zero_gradients(1.0))
+        return (*flags, _zero_gradients(1.0, len(xs)))
     flags += saturation(apply_fn, params, xs, ys)
     flags += _attacks(apply_fn, params, key, xs, ys, norm, box, epsilons, num_steps)
     if margins is not None:
@@ -165,7 +167,7 @@ def _scores(apply_fn: ApplyFn, params: Any, xs: jax.Array) -> list[Flag]:
             "probabilities as logits", float(jnp.mean(checks.distributions(one))), 0.5,
             "share of examples whose scores are not negative and sum to 1",
             "return the scores before the softmax, which flattens gradients; the attacks here took the logarithm",
-        ),
+        )._replace(n=len(xs)),
     ]  # fmt: skip
 
 
@@ -227,9 +229,11 @@ def _attacks(
             "unbounded attack", published(far), 0.0,
             f"accuracy under PGD on the cross-entropy at ten times the last epsilon ({far:g})",
             "a ball that large holds other classes: the attack fails, do not report its accuracy",
+            len(xs),
         ),
-        plateau(epsilons, clean, robust),
-        weak_loss(robust, [float(one.mean()) for one in survived]),
+        plateau(epsilons, clean, robust, n=len(xs)),
+        rises(epsilons, robust, n=len(xs)),
+        weak_loss(robust, [float(one.mean()) for one in survived], n=len(xs)),
         layer_cake(epsilons, robust, distances),
     ]  # fmt: skip
     if norm is not l1 and xs.ndim <= 4:  # what the square attack takes: images
@@ -255,4 +259,5 @@ def _misled(missed: np.ndarray) -> Flag:
         "gradients mislead", float(missed.mean()), 0.01,
         "share of points that the square attack, without gradients, breaks and no attack with gradients does",
         "do not trust attacks with gradients on this classifier",
+        len(missed),
     )  # fmt: skip

@@ -60,7 +60,8 @@ def scale_of(largest: jax.Array) -> jax.Array:
     Returns:
       Scales of that shape, without derivative.
     """
-    scale = jnp.where(largest > 2.0**40, 2.0**-96, jnp.where(largest < 2.0**-40, 2.0**96, 1.0))
+    # XLA may square a scale by itself: that must not overflow.
+    scale = jnp.where(largest > 2.0**40, 2.0**-60, jnp.where(largest < 2.0**-40, 2.0**60, 1.0))
     return jax.lax.stop_gradient(scale).astype(largest.dtype)
 
 

@@ -4,7 +4,6 @@ import functools
 
 import exact
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import jaxmargin as jm
@@ -32,21 +31,38 @@ class Nets:
 
     @functools.cache  # noqa: B019
     def sampled(self, num_samples, measure=jm.lipschitz_margin, **options):
-        """The package's Margins of all points, with labels that call every prediction right."""
+        """The package's Margins of all points, with labels that call every prediction right.
 
-        def one(params, key, x, y):
-            logits_fn = functools.partial(relu_net, params)
-            sizes = dict(radius=RADIUS, num_samples=num_samples, chunk_size=min(num_samples, 64))
-            return measure(logits_fn, key, x, y, **(dict(exact=True) | sizes | options))
+        The classes that nets were padded with have no constants here, but do count as rivals.
+        """
+        found = sampled(self.nets, self.xs, self.logits.argmax(1), num_samples, measure, **options)
+        return found._replace(lipschitz=found.lipschitz[:, : self.logits.shape[1]])
 
-        pads = [6 - len(net.hidden) for net in self.nets]  # units without inputs or outputs
-        padded = [
-            (np.pad(w, ((0, pad), (0, 0))), np.pad(b, (0, pad)), np.pad(v, ((0, 0), (0, pad))), a)
-            for (w, b, v, a), pad in zip(self.nets, pads, strict=True)
-        ]
-        params = [jnp.asarray(np.stack(leaves), jnp.float32) for leaves in zip(*padded, strict=True)]
-        keys = jax.random.split(jax.random.key(0), len(self.nets))
-        return jax.jit(jax.vmap(one))(params, keys, jnp.asarray(self.xs, jnp.float32), self.logits.argmax(1))
+
+def sampled(nets, xs, ys, num_samples, measure=jm.lipschitz_margin, **options):
+    """The package's Margins of points [n, 2], each of a network of its own; of padded classes too."""
+    sizes = dict(radius=RADIUS, num_samples=num_samples, chunk_size=min(num_samples, 64))
+    params = [np.float32(np.stack(leaves)) for leaves in zip(*map(padded, nets), strict=True)]
+    keys = jax.random.split(jax.random.key(0), len(nets))
+    return sampler(measure, **(dict(exact=True) | sizes | options))(params, keys, np.float32(xs), ys)
+
+
+def padded(net):
+    """Of 6 hidden units, those added without inputs or outputs, and of 5 classes, those added far out of reach."""
+    w, b, v, a = net
+    units, classes = 6 - len(w), 5 - len(v)
+    v = np.pad(v, ((0, classes), (0, units)))
+    return np.pad(w, ((0, units), (0, 0))), np.pad(b, (0, units)), v, np.pad(a, (0, classes), constant_values=-1e3)
+
+
+@functools.cache
+def sampler(measure, **options):
+    """(params, keys, xs, ys) -> Margins: one program for all numbers of classes."""
+
+    def one(params, key, x, y):
+        return measure(functools.partial(relu_net, params), key, x, y, **options)
+
+    return jax.jit(jax.vmap(one))
 
 
 @functools.cache

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import paraboloid, random_linear, random_params
+from helpers import paraboloid, random_linear, tiny_mlp
 from nets import RADIUS, nets_of
 
 import jaxmargin as jm
@@ -23,7 +23,7 @@ norms = pytest.mark.parametrize(("norm", "dual"), NORMS.values(), ids=NORMS)
 # Classifiers with known margins ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("num_classes", "name"), [(2, "l2"), (3, "linf"), (10, "l1"), (10, "l2")])
+@pytest.mark.parametrize(("num_classes", "name"), [(2, "l2"), (3, "linf"), (10, "l1")])
 def test_all_estimates_of_a_linear_classifier_are_its_margins(num_classes, name, key):
     norm, dual = NORMS[name]
     linear = random_linear(num_classes)
@@ -31,25 +31,31 @@ def test_all_estimates_of_a_linear_classifier_are_its_margins(num_classes, name,
     radius = float(np.median(np.abs(expected)))
     expected = np.clip(expected, -radius, radius)
     options = dict(norm=norm, radius=radius)
-    near = jm.over_batch(jm.radial_margin, linear.apply, num_samples=64, **options)(linear.params, key, xs, linear.ys)
-    run = jm.over_batch(jm.block_maxima, linear.apply, num_blocks=10, block_size=64, **options)
-    scores = jm.clever(run(linear.params, key, xs, linear.ys), linear.ys, radius=radius)
+    radial_of_all = jm.over_batch(jm.radial_margin, linear.apply, num_samples=64, **options)
+    maxima_of_all = jm.over_batch(jm.block_maxima, linear.apply, num_blocks=10, block_size=64, **options)
+
+    @jax.jit
+    def run(params, key, xs, ys):
+        return radial_of_all(params, key, xs, ys), maxima_of_all(params, jax.random.clone(key), xs, ys)
+
+    near, blocks = run(linear.params, key, xs, linear.ys)
+    scores = jm.clever(blocks, linear.ys, radius=radius)
     for found in (near, scores):
         np.testing.assert_allclose(found.margin, expected, rtol=1e-5, atol=1e-5)
         assert 0 < found.capped.sum() < len(xs)
     assert not scores.fitted.any()  # all slopes are equal
 
 
-def test_an_affine_network_needs_one_sample(key):
-    model = models.linear((4, 3), 5)
-    xs = jnp.asarray(np.random.default_rng(0).normal(size=(20, 4, 3)), jnp.float32)
-    arguments = random_params(model), key, xs, np.zeros(20, int)
-    exact_margins = jm.over_batch(jm.linear_margin, model.apply)(*arguments)
+def test_an_affine_network_needs_one_sample(linear, key):
+    model, predicted = models.linear((6,), 3), np.argmax(linear.logits, 1)
+    weights, biases = linear.params
+    arguments = {"Dense_0": {"kernel": weights.T, "bias": biases}}, key, np.float32(linear.xs), linear.ys
     near = jm.over_batch(jm.radial_margin, model.apply, radius=50.0)(*arguments)
-    np.testing.assert_allclose(near.margin, exact_margins.margin, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(near.margin, linear.margins(2), rtol=1e-5, atol=1e-6)
     assert (near.samples == 1).all()
     blocks = jm.over_batch(jm.block_maxima, model.apply, radius=50.0)(*arguments)
-    np.testing.assert_allclose(blocks.maxima.max(1), exact_margins.lipschitz, rtol=1e-5)
+    slopes = np.linalg.norm(linear.weights[predicted][:, None] - linear.weights, axis=2)
+    np.testing.assert_allclose(np.asarray(blocks.maxima).max(1), slopes, rtol=1e-5)
 
 
 def test_ties_lie_on_the_boundary(key):
@@ -62,7 +68,7 @@ def test_ties_lie_on_the_boundary(key):
 
     near, blocks = run(key)
     assert near.margin == 0
-    stacked = jax.tree.map(lambda leaf: leaf[None], blocks)
+    stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], blocks)
     assert jm.clever(stacked, [0], radius=5.0).margin == 0
 
 
@@ -70,7 +76,7 @@ def test_the_end_of_the_slopes_of_a_paraboloid_is_its_slope_on_the_sphere(key):
     # In d dimensions the largest slopes follow a reverse Weibull law of shape 2 / (d + 1).
     xs = np.random.default_rng(0).normal(size=(16, 8))
     xs = jnp.asarray(5 * xs / np.linalg.norm(xs, axis=1, keepdims=True), jnp.float32)
-    run = jm.over_batch(jm.block_maxima, lambda _, x: paraboloid(x), radius=2.0, block_size=64)
+    run = jm.over_batch(jm.block_maxima, lambda _, x: paraboloid(x), radius=2.0, num_blocks=100, block_size=64)
     blocks = run(None, key, xs, np.zeros(16, int))
     constants = jm.clever(blocks, np.zeros(16, int), radius=100.0).lipschitz[:, 1]
     largest = np.asarray(blocks.maxima).max(1)[:, 1]
@@ -81,7 +87,7 @@ def test_the_end_of_the_slopes_of_a_paraboloid_is_its_slope_on_the_sphere(key):
 # The radial margin ----------------------------------------------------------------------------------------------------
 
 
-def brute_force(logits_fn, key, xs, norm, box, num_samples=256, radius=2.0):
+def brute_force(logits_fn, key, xs, norm, box, num_samples=1024, radius=2.0):
     """The radial bounds [n] by trying all radii, and the bounds from all of their samples at the largest."""
 
     @jax.jit
@@ -112,18 +118,23 @@ def brute_force(logits_fn, key, xs, norm, box, num_samples=256, radius=2.0):
     return np.array([best_and_plain(x) for x in xs]).T
 
 
+def radial_margins_of(norm, box=None, **mode):
+    """(params, key, xs, ys) -> Margins of 1,024 samples: four times the pilot where rivals alone are followed."""
+    options = dict(norm=norm, radius=2.0, num_samples=1024, chunk_size=64, box=box)
+    return jm.over_batch(jm.radial_margin, tiny_mlp().model.apply, **options, **mode)
+
+
+exact_l2, following_l2 = radial_margins_of(jm.l2), radial_margins_of(jm.l2, exact=False)
+
+
 @pytest.mark.parametrize(
-    ("norm", "box"),
-    [(jm.l2, None), (jm.linf, None), (jm.l1, None), (jm.l2, (-0.5, 1.0))],
-    ids=["l2", "linf", "l1", "boxed"],
+    ("norm", "box"), [(jm.l2, None), (jm.linf, None), (jm.l1, (-0.5, 1.0))], ids=["l2", "linf", "boxed l1"]
 )
 def test_a_radial_margin_is_the_best_over_all_radii(norm, box, tiny, key):
     xs = tiny.xs if box is None else np.clip(tiny.xs, *box)
     logits_fn = functools.partial(tiny.model.apply, tiny.params)
     best, plain = brute_force(logits_fn, key, xs, norm, box)
-    options = dict(norm=norm, radius=2.0, num_samples=256, chunk_size=64, box=box)
-    for mode in (dict(), dict(exact=False)) if box is None and norm is jm.l2 else (dict(),):
-        run = jm.over_batch(jm.radial_margin, tiny.model.apply, **options, **mode)
+    for run in (exact_l2, following_l2) if norm is jm.l2 else (radial_margins_of(norm, box),):
         np.testing.assert_allclose(np.abs(run(tiny.params, key, xs, tiny.ys).margin), best, rtol=2e-5)
     assert (best >= plain).all()  # never looser
     assert (best > 1.01 * plain).any()  # or the test would not tell them apart
@@ -135,7 +146,7 @@ def test_a_steep_place_farther_than_the_boundary_does_not_matter(key):
 
     @functools.partial(jax.jit, static_argnums=0)
     def margin(measure, where, key):
-        return measure(steep_from(where), key, jnp.zeros(1), 0, num_samples=4096).margin
+        return measure(steep_from(where), key, jnp.zeros(1), 0, num_samples=4096, exact=True).margin
 
     for measure, expected in ((jm.lipschitz_margin, 0.1), (jm.radial_margin, 1.0)):
         np.testing.assert_allclose(margin(measure, 1.5, jax.random.clone(key)), expected, rtol=1e-5)
@@ -186,20 +197,17 @@ def test_with_many_samples_in_the_plane_radial_margins_are_nearly_always_the_exa
     assert np.mean(beyond) < 0.02
 
 
-@pytest.mark.slow
-def test_following_rivals_finds_no_smaller_radial_margin_and_nearly_always_the_same():
+def test_following_rivals_finds_no_smaller_radial_margin_and_nearly_always_the_same(tiny, key):
     # Slopes cut by their distance grow unlike those that the foresight was made for: hence exact by default.
-    rivals = nets_of(5).sampled(4096, measure=jm.radial_margin, exact=False).margin
-    margins = radial_of(5).margins
-    assert (rivals >= margins).all()
-    assert (rivals == margins).mean() > 0.95
-
-
-def test_all_classes_see_all_samples_by_default(tiny, key):
-    run = jm.over_batch(jm.radial_margin, tiny.model.apply, radius=2.0, num_samples=4096)
-    found = run(tiny.params, key, tiny.xs, tiny.ys)
-    assert (found.rivals == 3).all()
-    assert (found.samples == 4096).all()
+    xs = np.float32(np.random.default_rng(0).normal(size=(96, *tiny.xs.shape[1:])))
+    runs = exact_l2, following_l2
+    default, rivals = (run(tiny.params, jax.random.clone(key), xs, np.zeros(96, int)) for run in runs)
+    larger = np.abs(rivals.margin) - np.abs(default.margin)
+    assert (larger >= 0).all()
+    assert (larger == 0).mean() > 0.95
+    assert (default.rivals == 3).all()
+    assert (default.samples == 1024).all()
+    assert rivals.rivals.mean() < 2
 
 
 # Promises of every measure --------------------------------------------------------------------------------------------
@@ -217,12 +225,8 @@ def test_nan_is_not_swallowed(measure, key):
     if measure is jm.radial_margin:
         assert np.isnan(found.margin)
     else:
-        stacked = jax.tree.map(lambda leaf: leaf[None], found)
+        stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], found)
         assert np.isnan(jm.clever(stacked, [0], radius=2.0).margin[0])
-    with pytest.raises(ValueError, match="the result of example 0 is NaN"):
-        jm.over_batch(measure, undefined_below_zero, radius=2.0, **sizes)(
-            None, jax.random.clone(key), x[None], np.array([0])
-        )
 
 
 def test_exact_radial_mode_has_a_gradient_in_the_parameters(tiny, key):

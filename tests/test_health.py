@@ -7,7 +7,7 @@ import pytest
 from helpers import random_params
 
 import jaxmargin as jm
-from jaxmargin.flags import layer_cake, plateau, weak_loss
+from jaxmargin.flags import layer_cake, margins_capped, plateau, rises, weak_loss
 
 pytestmark = pytest.mark.hurried
 
@@ -147,3 +147,48 @@ def test_lists_that_do_not_fit_are_refused(net):
         plateau((1, 2), 1.0, (0.5,))
     with pytest.raises(ValueError, match="epsilons=.* must rise"):
         check(net[0], net, epsilons=(0.5, 0.1))
+
+
+# What n points can show ---------------------------------------------------------------------------------------------
+
+
+def test_a_share_of_few_points_is_held_against_its_threshold_as_they_allow():
+    def capped(count, n):
+        return margins_capped(np.arange(n) < count)  # threshold 10 %
+
+    assert not capped(1, 4).raised and not capped(2, 10).raised and capped(1, 4).n == 4
+    assert capped(4, 4).raised and capped(30, 100).raised and not capped(12, 100).raised and capped(130, 1000).raised
+    assert not weak_loss([5 / 6], [4 / 6], n=6).raised and weak_loss([5 / 6], [0.0], n=6).raised
+    assert weak_loss([0.9, 0.8], [0.89, 0.6], n=1000).raised
+
+
+def test_of_sets_at_the_threshold_few_raise_a_flag():
+    rng = np.random.default_rng(0)
+    for n in (5, 20, 100, 1000):
+        raised = [margins_capped(rng.uniform(size=n) < 0.1).raised for _ in range(400)]
+        assert np.mean(raised) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 400)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 20, 100])
+def test_a_perfect_attack_raises_no_plateau_on_any_number_of_points(n):
+    rng = np.random.default_rng(n)
+    raised = 0
+    for _ in range(200):
+        distances = rng.gamma(4.0, size=n)
+        epsilons = np.quantile(distances, (0.25, 0.5, 0.75, 0.95))
+        epsilons = np.unique(epsilons) if len(np.unique(epsilons)) == 4 else np.arange(1.0, 5.0)
+        robust = [(distances > epsilon).mean() for epsilon in epsilons]
+        raised += plateau(epsilons, 1.0, robust, n=n).raised
+    assert raised <= 0.05 * 200 + 3 * np.sqrt(200 * 0.05 * 0.95)
+
+
+def test_a_plateau_of_enough_points_is_seen():
+    epsilons, robust = (0.5, 1, 1.5, 2), (0.9595, 0.9048, 0.8872, 0.8752)
+    assert plateau(epsilons, 0.9914, robust, n=10_000).raised
+    assert not plateau(epsilons, 0.9914, robust, n=40).raised and plateau(epsilons, 0.9914, robust, n=40).n == 40
+
+
+def test_accuracy_that_rises_with_the_radius_is_a_sign():
+    assert rises((1, 2, 3), (0.5, 0.2, 0.3)).value == pytest.approx(0.1)
+    assert rises((1, 2, 3), (0.5, 0.2, 0.3), n=1000).raised and not rises((1, 2, 3), (0.5, 0.2, 0.3), n=10).raised
+    assert not rises((1, 2, 3), (0.5, 0.2, 0.2), n=1000).raised and rises((1,), (0.5,)).value == 0

@@ -60,7 +60,7 @@ OWNERS = {
     "matplotlib": {"jaxmargin/lab/figures", "runs"},
     "orbax": {"jaxmargin/lab/checkpoints"},
     "pickle": set(),
-    "scipy": {"jaxmargin/lipschitz"},
+    "scipy": {"jaxmargin/flags", "jaxmargin/lipschitz"},
     "sklearn": {"jaxmargin/lab/data", "runs/case_study"},
     "tensorflow": set(),
     "tensorflow_datasets": {"jaxmargin/lab/data"},

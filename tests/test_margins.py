@@ -14,7 +14,6 @@ pytestmark = pytest.mark.hurried
 
 NORMS = {"l2": (jm.l2, 2), "linf": (jm.linf, 1), "l1": (jm.l1, np.inf)}  # with the order of the dual
 norms = pytest.mark.parametrize(("norm", "dual"), NORMS.values(), ids=NORMS)
-classes = pytest.mark.parametrize("num_classes", [2, 3, 10, 1000])
 
 
 def rounding(linear, margins, relative):
@@ -23,10 +22,11 @@ def rounding(linear, margins, relative):
     return relative * (np.abs(margins) + logits / np.linalg.norm(linear.weights, axis=1).min())
 
 
-@norms
-@classes
-def test_linear_margin_is_the_closed_form(num_classes, norm, dual, key):
-    linear = random_linear(num_classes)
+@pytest.mark.parametrize(
+    ("num_classes", "name"), [(2, "l2"), (3, "l2"), (10, "l2"), (1000, "l2"), (10, "linf"), (10, "l1")]
+)
+def test_linear_margin_is_the_closed_form(num_classes, name, key):
+    linear, (norm, dual) = random_linear(num_classes), NORMS[name]
     run = jm.over_batch(jm.linear_margin, linear.apply, norm=norm, batch_size=64)
     margins = run(linear.params, key, jnp.asarray(linear.xs, jnp.float32), linear.ys)
     expected = linear.margins(dual)
@@ -47,7 +47,7 @@ def test_linear_margin_is_the_closed_form_to_the_last_digits_of_float64(norm, du
 
 @pytest.mark.parametrize(
     ("num_classes", "name"),
-    [(2, "l2"), (3, "l2"), (10, "l2"), (200, "l2"), (3, "linf"), (10, "l1")],
+    [(2, "l2"), (10, "l2"), (120, "l2"), (3, "linf"), (10, "l1")],
 )
 def test_lipschitz_margin_of_a_linear_classifier_is_its_margin(num_classes, name, key):
     norm, dual = NORMS[name]
@@ -123,7 +123,7 @@ def test_scaling_the_logits_moves_no_margin(tiny, key):
         return params[0] * tiny.model.apply(params[1], x)
 
     run = jm.over_batch(jm.lipschitz_margin, scaled, radius=2.0, num_samples=64)
-    once, often = (run((scale, tiny.params), key, tiny.xs, tiny.ys) for scale in (1.0, 50.0))
+    once, often = (jax.jit(run)((scale, tiny.params), key, tiny.xs, tiny.ys) for scale in (1.0, 50.0))
     np.testing.assert_allclose(often.margin, once.margin, rtol=1e-4, atol=1e-6)
 
 
@@ -186,5 +186,11 @@ def test_a_histogram_refuses_infinite_margins_and_no_bins():
 def test_the_measures_take_a_key_a_point_and_a_label_by_position(linear, key):
     logits_fn = functools.partial(linear.apply, linear.params)
     x = jnp.asarray(linear.xs[0], jnp.float32)
-    by_name = jm.linear_margin(logits_fn=logits_fn, key=key, x=x, y=0)
-    assert jm.linear_margin(logits_fn, key, x, 0).margin == by_name.margin
+
+    @jax.jit
+    def run(key):
+        by_name = jm.linear_margin(logits_fn=logits_fn, key=key, x=x, y=0)
+        return by_name.margin, jm.linear_margin(logits_fn, jax.random.clone(key), x, 0).margin
+
+    by_name, by_position = run(key)
+    assert by_name == by_position

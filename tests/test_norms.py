@@ -216,3 +216,9 @@ def test_a_spread_step_climbs_within_the_unit_ball(name, share):
             np.testing.assert_array_equal(u, steep)
         else:  # the largest entries move
             assert np.abs(g)[u != 0].min() >= np.abs(g)[u == 0].max(initial=0)
+
+
+@names
+def test_the_size_of_what_a_compiler_knows_to_be_zero_is_zero(name):
+    sizes = jax.jit(jax.vmap(lambda x: norm_of(name).size(jax.grad(lambda z: jnp.round(z).sum())(x))))(jnp.ones((3, 25)))
+    np.testing.assert_array_equal(sizes, 0)

@@ -23,7 +23,9 @@ KEY = jax.random.key(0)  # of training passes: nothing is drawn from it
 @cache
 def measured(model):
     """(params, xs) -> (logits, features)."""
-    return jax.jit(jax.vmap(lambda params, x: (model.apply(params, x), model.features(params, x)), (None, 0)))
+    return jax.jit(
+        jax.vmap(lambda params, x: (model.apply(params, x), model.features(params, x)), (None, 0), axis_name=BATCH)
+    )
 
 
 @cache
@@ -40,7 +42,7 @@ slopes = jax.jit(jax.grad(lambda params, xs: jnp.sum(train(params, xs, KEY) ** 2
 @cache
 def params_of(model):
     """Random variables; the statistics are positive, as variances are."""
-    params = random_params(model)
+    params = jax.tree.map(np.asarray, random_params(model))
     return {**params, "batch_stats": jax.tree.map(lambda leaf: 0.5 + leaf**2, params["batch_stats"])}
 
 
@@ -48,7 +50,7 @@ def images(model=MODEL, n=5, seed=0):
     """[n, *d], the first two constant and nearly so: their deviations are below the floor."""
     xs = np.random.default_rng(seed).uniform(size=(n, *model.input_shape))
     xs[0], xs[1] = 0.3, 0.5 + 0.01 * xs[1]
-    return jnp.asarray(xs, jnp.float32)
+    return np.float32(xs)
 
 
 # By hand --------------------------------------------------------------------------------------------------------------
@@ -132,7 +134,7 @@ def count_by_hand(depth, width, channels, num_classes):
 
 @pytest.mark.parametrize(
     ("depth", "width", "num_classes", "count"),
-    [(28, 4, 10, 5_849_050), (28, 4, 100, 5_872_180), (10, 1, 10, 77_850), (28, 10, 10, 36_479_194)],
+    [(28, 4, 100, 5_872_180), (10, 1, 10, 77_850), (28, 10, 10, 36_479_194)],
 )
 def test_parameter_counts(depth, width, num_classes, count, key):
     model = wide_resnet((32, 32, 3), num_classes, depth=depth, width=width)
@@ -145,7 +147,8 @@ def test_parameter_counts(depth, width, num_classes, count, key):
 def test_the_default_is_wrn_28_4(key):
     model = wide_resnet((32, 32, 3))
     shapes = jax.eval_shape(model.init, key)
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == count_by_hand(28, 4, 3, 10)
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == 5_849_050
+    assert count_by_hand(28, 4, 3, 10) == 5_849_050
     kernels = [leaf for leaf in jax.tree.leaves(shapes["params"]) if leaf.ndim == 4]
     assert sum(kernel.shape[:2] == (3, 3) for kernel in kernels) == 25
     assert sum(kernel.shape[:2] == (1, 1) for kernel in kernels) == 3
@@ -208,11 +211,9 @@ def test_measuring_looks_at_one_example_alone():
     np.testing.assert_array_equal(batch, measured(MODEL)(params, xs)[0])
     for x, logits in zip(xs, batch, strict=True):
         assert_close(measure_one(params, x), logits)
-    others, _ = measured(MODEL)(params, xs.at[2:].set(images(seed=1)[2:]))
+    others, _ = measured(MODEL)(params, np.concatenate([xs[:2], images(seed=1)[2:]]))
     assert_close(others[:2], batch[:2])
     assert (others[2:] != batch[2:]).all()
-    mapped = jax.jit(jax.vmap(MODEL.apply, (None, 0), axis_name=BATCH))(params, xs)
-    assert_close(mapped, batch)
 
 
 def test_training_looks_at_the_whole_batch_and_not_at_its_key():
@@ -220,7 +221,7 @@ def test_training_looks_at_the_whole_batch_and_not_at_its_key():
     logits = train(params, xs, KEY)
     assert_close(logits, observed(MODEL)(params, xs, KEY)[0])
     np.testing.assert_array_equal(logits, train(params, xs, jax.random.key(1)))
-    others = train(params, xs.at[2:].set(images(seed=1)[2:]), KEY)
+    others = train(params, np.concatenate([xs[:2], images(seed=1)[2:]]), KEY)
     assert (logits[:2] != others[:2]).all()
 
 
@@ -248,7 +249,8 @@ def test_bytes_are_read_as_numbers():
 
 
 def test_slopes_at_constant_images_are_finite():
-    params, constants = params_of(MODEL), jnp.zeros((5, *MODEL.input_shape)).at[1:].set(0.3)
+    params, constants = params_of(MODEL), np.full((5, *MODEL.input_shape), 0.3, np.float32)
+    constants[0] = 0
     gradient = jax.jit(jax.grad(lambda x: MODEL.apply(params, x)[0]))
     for x in constants[:2]:
         assert np.isfinite(gradient(x)).all()

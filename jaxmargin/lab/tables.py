@@ -97,7 +97,8 @@ def flags(cards: Sequence[Card]) -> list[Row]:
             "sign": flag["name"],
             "raised": "YES" if flag["raised"] else "no",
             "value": "infinite" if flag["value"] is None else f"{flag['value']:.3g}",
-            "threshold": f"{flag['threshold']:g}", "value is": flag["meaning"],
+            "threshold": f"{flag['threshold']:g}",
+            "points": "" if flag.get("n") is None else f"{flag['n']:,}", "value is": flag["meaning"],
             "remedy": flag["remedy"] if flag["raised"] else "",
         }
         for card in cards

@@ -1,7 +1,7 @@
 """How a cell of the table is trained and measured, and the card it adds up to."""
 
 import functools
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ class Flag(TypedDict):
     threshold: float
     meaning: str
     remedy: str
+    n: NotRequired[int | None]  # older cards do not say
 
 
 class PaperCard(Card):
@@ -175,13 +176,14 @@ def _flags(
     setup: Setup[Cell], params: Any, arrays: Arrays, clean: float, robust: dict[str, list[float]]
 ) -> list[flags.Flag]:
     """What the logits, the accuracies and the distances say of the published attack."""
-    epsilons, right = setup.cell.epsilons, arrays["test_margin"][-1] > 0
+    epsilons, right, n = setup.cell.epsilons, arrays["test_margin"][-1] > 0, len(setup.attacked)
     with setup.work.timed("logits"), jax.default_matmul_precision("float32"):
         gradients = health.saturation(setup.apply_fn, params, *setup.data.inputs("test", setup.attacked))
     return [
         *gradients,
-        flags.plateau(epsilons, clean, robust["published"]),
-        flags.weak_loss(robust["published"], robust["worst"]),
+        flags.plateau(epsilons, clean, robust["published"], n=n),
+        flags.rises(epsilons, robust["published"], n=n),
+        flags.weak_loss(robust["published"], robust["worst"], n=n),
         flags.layer_cake(
             epsilons, robust["published"], np.where(right, arrays["attacked"], 0.0), same_points=False
         ),
