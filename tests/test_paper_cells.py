@@ -78,8 +78,8 @@ def test_the_card_has_every_key_and_agrees_with_its_points(straight):
     assert (certified > 0).all() and (certified <= attacked).all() and np.isfinite(attacked).all()
     np.testing.assert_allclose(card["contradicted_fraction"], np.mean(np.abs(margin) > attacked * 1.0001))
     assert [flag["name"] for flag in card["flags"]] == [
-        "saturated loss", "zero gradients", "plateau over epsilon", "accuracy rises with epsilon", "one loss far weaker",
-        "layer cake",
+        "saturated loss", "zero gradients", "plateau over epsilon", "accuracy rises with epsilon",
+        "one loss far weaker", "layer cake",
     ]  # fmt: skip
     assert card["logit_margin_quartiles"] == sorted(card["logit_margin_quartiles"])
 

@@ -13,7 +13,6 @@ from jaxmargin import models
 from jaxmargin.certificates.spectral import spectral_norms
 from jaxmargin.layers import Layer, shapes_of
 
-
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # where no bit matters
 
 
