@@ -128,7 +128,9 @@ exact_l2, following_l2 = radial_margins_of(jm.l2), radial_margins_of(jm.l2, exac
 
 
 @pytest.mark.parametrize(
-    ("norm", "box"), [(jm.l2, None), (jm.linf, None), (jm.l1, (-0.5, 1.0))], ids=["l2", "linf", "boxed l1"]
+    ("norm", "box"),
+    [pytest.param(jm.l2, None, marks=pytest.mark.slow), (jm.linf, None), (jm.l1, (-0.5, 1.0))],
+    ids=["l2", "linf", "boxed l1"],
 )
 def test_a_radial_margin_is_the_best_over_all_radii(norm, box, tiny, key):
     xs = tiny.xs if box is None else np.clip(tiny.xs, *box)
@@ -197,6 +199,7 @@ def test_with_many_samples_in_the_plane_radial_margins_are_nearly_always_the_exa
     assert np.mean(beyond) < 0.02
 
 
+@pytest.mark.slow
 def test_following_rivals_finds_no_smaller_radial_margin_and_nearly_always_the_same(tiny, key):
     # Slopes cut by their distance grow unlike those that the foresight was made for: hence exact by default.
     xs = np.float32(np.random.default_rng(0).normal(size=(96, *tiny.xs.shape[1:])))

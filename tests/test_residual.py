@@ -39,10 +39,15 @@ train = jax.jit(jax.vmap(MODEL.apply, (None, 0, None), axis_name=BATCH))
 slopes = jax.jit(jax.grad(lambda params, xs: jnp.sum(train(params, xs, KEY) ** 2), (0, 1)))
 
 
+def in_numpy(tree):
+    """Where no operation is compiled."""
+    return jax.tree.map(np.asarray, tree)
+
+
 @cache
 def params_of(model):
     """Random variables; the statistics are positive, as variances are."""
-    params = jax.tree.map(np.asarray, random_params(model))
+    params = in_numpy(random_params(model))
     return {**params, "batch_stats": jax.tree.map(lambda leaf: 0.5 + leaf**2, params["batch_stats"])}
 
 
@@ -134,7 +139,7 @@ def count_by_hand(depth, width, channels, num_classes):
 
 @pytest.mark.parametrize(
     ("depth", "width", "num_classes", "count"),
-    [(28, 4, 100, 5_872_180), (10, 1, 10, 77_850), (28, 10, 10, 36_479_194)],
+    [(10, 1, 10, 77_850), (10, 1, 100, 83_700), (28, 10, 10, 36_479_194)],
 )
 def test_parameter_counts(depth, width, num_classes, count, key):
     model = wide_resnet((32, 32, 3), num_classes, depth=depth, width=width)
@@ -162,7 +167,7 @@ def test_the_default_is_wrn_28_4(key):
 def fresh():
     """The smallest network as ``init`` makes it, twice from one key and once from another."""
     init = jax.jit(MODEL.init)
-    return [init(jax.random.key(seed, impl="rbg")) for seed in (0, 0, 1)]  # rbg compiles fast
+    return [in_numpy(init(jax.random.key(seed, impl="rbg"))) for seed in (0, 0, 1)]  # rbg compiles fast
 
 
 def named(tree):
@@ -226,7 +231,7 @@ def test_training_looks_at_the_whole_batch_and_not_at_its_key():
 
 
 def test_statistics_have_no_slopes_in_training_and_weights_do():
-    gradient, _ = slopes(params_of(MODEL), images())
+    gradient, _ = in_numpy(slopes(params_of(MODEL), images()))
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradient["batch_stats"]))
     assert all(np.isfinite(leaf).all() and (leaf != 0).any() for leaf in jax.tree.leaves(gradient["params"]))
 
@@ -253,10 +258,11 @@ def test_slopes_at_constant_images_are_finite():
     constants[0] = 0
     gradient = jax.jit(jax.grad(lambda x: MODEL.apply(params, x)[0]))
     for x in constants[:2]:
-        assert np.isfinite(gradient(x)).all()
-        assert (gradient(x) != 0).any()
+        found = np.asarray(gradient(x))
+        assert np.isfinite(found).all()
+        assert (found != 0).any()
     for xs in (constants, images()):
-        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes(params, xs)))
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(in_numpy(slopes(params, xs))))
 
 
 # Low precision --------------------------------------------------------------------------------------------------------

@@ -240,8 +240,11 @@ def gradient(apply_fn):
     return jax.grad(lambda params, x: jnp.sum(jnp.tanh(apply_fn(params, x))), (0, 1))
 
 
-@pytest.mark.parametrize("loop", [jax.lax.map, lambda f, xs: jax.vmap(f)(xs)], ids=["map", "vmap"])
-@pytest.mark.parametrize("name", ["channels first", "remat"])
+@pytest.mark.parametrize(
+    ("loop", "name"),
+    [(jax.lax.map, "remat"), (lambda f, xs: jax.vmap(f)(xs), "channels first")],
+    ids=["map", "vmap"],
+)
 def test_gradients_are_right_when_mapped_and_over_the_parameters_of_a_surrounding_trace(loop, name):
     apply_fn, params, x = NETWORKS[name]()
     xs = np.stack([x, x[::-1], -x])

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import random_params
+from scipy.sparse import csr_matrix
+from scipy.sparse.linalg import svds
 
 import jaxmargin as jm
 from jaxmargin import models
@@ -77,7 +79,7 @@ def test_on_a_larger_image_the_torus_is_close_to_the_zero_padded_image(padding):
     kernel = kernel_of(3, 3, 2, 3)
     matrix = conv_matrix(kernel, (18, 18, 2), padding)
     bound = np.float64(bound_of(kernel, (18, 18, 2), "conv", padding))
-    norm = norm_of(matrix)
+    (norm,) = svds(csr_matrix(matrix), 1, v0=np.ones(min(matrix.shape)), return_singular_vectors=False)
     assert norm <= bound < norm * 1.04
 
 
@@ -99,7 +101,7 @@ def test_a_convolution_that_only_shifts_has_norm_one():
 
 @pytest.mark.slow
 def test_the_lipschitz_constant_is_the_product_and_bounds_every_slope():
-    model, shape = models.cnn((8, 8, 1), 3, widths=(4, 8), hidden=16), (8, 8, 1)
+    model, shape = models.lenet((16, 16, 1), 3, widths=(4, 8), hidden=16), (16, 16, 1)
     params = jax.tree.map(np.asarray, random_params(model))
 
     @functools.partial(jax.jit, compiler_options=QUICK)
@@ -114,11 +116,11 @@ def test_the_lipschitz_constant_is_the_product_and_bounds_every_slope():
         if layer.kernel is not None
     ]
     assert bound.dtype == jnp.float32
-    assert len(norms) == 7
+    assert len(norms) == 4
     assert np.prod(norms) <= bound < np.prod(norms) * 1.5
     xs = np.float32(np.random.default_rng(0).normal(size=(50, *shape)))
     jacobians = jax.jit(jax.vmap(jax.jacrev(model.apply, 1), (None, 0)), compiler_options=QUICK)
-    slopes = jacobians(params, xs).reshape(50, 3, 64)
+    slopes = jacobians(params, xs).reshape(50, 3, 256)
     assert np.linalg.norm(slopes, 2, (1, 2)).max() <= bound
 
 
