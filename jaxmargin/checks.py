@@ -145,17 +145,19 @@ def logits(logits_fn: LogitsFn, x: Any) -> int:
 
 def logits_like(out: Any, input_shape: tuple[int, ...]) -> int:
     """``logits`` for an output that is already there, or its shape."""
-    if not hasattr(out, "shape"):
+    shape = getattr(out, "shape", None)
+    said = f"logits have shape {type(out).__name__ if shape is None else shape}"
+    said += f" for one example of shape {input_shape}, expected [c]: "
+    if shape is None:
         raise ValueError(
-            f"the classifier returns a {type(out).__name__} and not an array of logits [c]: return the logits alone, as"
-            " in lambda params, x: f(params, x)[0]"
+            f"{said}the classifier returns a {type(out).__name__}; return the logits alone, as in lambda params, x:"
+            " f(params, x)[0]"
         )
-    if len(out.shape) == 0:
-        raise ValueError("logits have shape (), one score: return [-s / 2, s / 2] for one binary score s")
-    if len(out.shape) != 1:
+    if shape == ():
+        raise ValueError(f"{said}return [-s / 2, s / 2] for one binary score s")
+    if len(shape) != 1:
         raise ValueError(
-            f"logits have shape {out.shape} for one example of shape {input_shape}, expected [c]: the classifier takes"
-            " one example without a batch axis; wrap a batched one in jaxmargin.from_batched"
+            f"{said}the classifier takes one example without a batch axis; wrap a batched one in jaxmargin.from_batched"
         )
     if not jnp.issubdtype(out.dtype, jnp.floating):
         raise ValueError(f"logits have dtype {out.dtype}: return floating-point scores before any argmax")
