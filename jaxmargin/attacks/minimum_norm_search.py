@@ -61,7 +61,7 @@ def search_from(
     Returns:
       Attack; where nothing is found, x_adv = x, and NaN where a gradient was not finite.
     """
-    clip, (logits_fn, x, y, *_) = clip_to_box(box), target
+    clip, logits_fn, x, y = clip_to_box(box), target.logits_fn, target.x, target.y
     with jax.default_matmul_precision("float32"):
         away = norm.sample_ball(key, x.shape).astype(x.dtype)
         away = away / norm.size(away)

@@ -293,8 +293,9 @@ class Measurement(Generic[Result]):
         for start in range(first, n, size):
             indices = start + np.arange(size)
             rows = np.minimum(indices, n - 1)  # the last example fills its batch up
-            result, finite = step(given, n, indices, xs[rows], ys[rows])
-            result = self._confirmed(given, result, xs[rows], ys[rows])
+            batch = xs[rows], ys[rows]
+            result, finite = step(given, n, indices, *batch)
+            result = self._confirmed(given, result, *batch)
             result, finite = (result, finite) if start + size <= n else _first((result, finite), n - start)
             _refuse_nan(result, finite, start)
             yield result

@@ -234,15 +234,22 @@ def train_epoch(
 
     def checked(state: TrainState, images: jax.Array, labels: jax.Array) -> tuple[TrainState, jax.Array]:
         if not looked_at or looked_at[0] is not labels:
-            example = jax.eval_shape(lambda images: scaled(images[0], scale), images)
-            logits = jax.eval_shape(lambda params, x: apply_fn(params, x, None), state.params, example)
-            checks.integers("labels", labels)
-            checks.labels(labels, checks.logits_like(logits, example.shape))
+            _refuse_labels(apply_fn, state.params, images, labels, scale)
             looked_at[:] = [labels]
         after: tuple[TrainState, jax.Array] = epoch(state, images, labels)
         return after
 
     return checked
+
+
+def _refuse_labels(
+    apply_fn: Callable[..., jax.Array], params: Any, images: jax.Array, labels: jax.Array, scale: float
+) -> None:
+    """Refuses labels that are no integers within the classes of the logits."""
+    example = jax.eval_shape(lambda images: scaled(images[0], scale), images)
+    logits = jax.eval_shape(lambda params, x: apply_fn(params, x, None), params, example)
+    checks.integers("labels", labels)
+    checks.labels(labels, checks.logits_like(logits, example.shape))
 
 
 def _refreshed(
