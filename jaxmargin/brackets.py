@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxmargin.attacks import Attack, minimum_norm
 from jaxmargin.batching.rules import Batch, batch_rule, single_example
@@ -12,12 +11,11 @@ from jaxmargin.certificates.certificate import Certificate, certified_margin
 from jaxmargin.lipschitz.sampled_margin import margins_of_batch
 from jaxmargin.lipschitz.sampling import Sampling
 from jaxmargin.norms import Norm, l2
-from jaxmargin.types import Box, LogitsFn
+from jaxmargin.types import Array, Box, LogitsFn
 from jaxmargin.xla_cpu.rows import CONVOLVING_ROWS, by_rows
 
 __all__ = ["Bracket", "bracket", "contradicts"]
 
-Array = jax.Array | np.ndarray
 
 # What float32 leaves open, relative to a distance and at inputs of size 1: no contradiction is claimed within it.
 _RELATIVE, _ABSOLUTE = 1e-4, 2e-6

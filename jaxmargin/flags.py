@@ -8,13 +8,13 @@ one set of twenty.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmargin.types import Array
+
 __all__ = ["Flag", "layer_cake", "margins_capped", "plateau", "rises", "share_bounds", "weak_loss"]
 
-Array = jax.Array | np.ndarray
 
 _CHANCE = 0.05  # of a flag that n points raise although the share is no larger than the threshold
 

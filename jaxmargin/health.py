@@ -14,11 +14,10 @@ from jaxmargin.batching.measurement import Measurement, over_batch
 from jaxmargin.flags import Flag, layer_cake, margins_capped, plateau, rises, weak_loss
 from jaxmargin.margins import Margins
 from jaxmargin.norms import Norm, l1, l2
-from jaxmargin.types import ApplyFn, Box, LogitsFn, Measure, Result
+from jaxmargin.types import ApplyFn, Array, Box, LogitsFn, Measure, Result
 
 __all__ = ["health_check", "saturation"]
 
-Array = jax.Array | np.ndarray
 
 # Below this length the published attack no longer steps at full length; see ``attacks.pgd``.
 _FLOOR = 1e-6

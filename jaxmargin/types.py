@@ -9,8 +9,12 @@
 from typing import Any, Protocol, Self, TypeVar
 
 import jax
+import numpy as np
 
-__all__ = ["ApplyFn", "Box", "Finding", "LogitsFn", "Measure", "Result"]
+__all__ = ["ApplyFn", "Array", "Box", "Finding", "LogitsFn", "Measure", "Result"]
+
+# What lies on a device or beside it.
+Array = jax.Array | np.ndarray
 
 # (low, high) of valid inputs.
 Box = tuple[float, float]

@@ -5,11 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxmargin import checks, losses
 from jaxmargin.norms import Norm
-from jaxmargin.types import Box, LogitsFn
+from jaxmargin.types import Array, Box, LogitsFn
 from jaxmargin.xla_cpu.equations import equations
 
 __all__ = [
@@ -17,7 +16,6 @@ __all__ = [
     "target_of",
 ]  # fmt: skip
 
-Array = jax.Array | np.ndarray
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
 # What an attack raises: (logits [c], y) -> scalar.

@@ -15,7 +15,7 @@ from jaxmargin import checks
 from jaxmargin.batching.facts import confirmed
 from jaxmargin.batching.rules import Batch, BatchRule, rule_of
 from jaxmargin.norms import Norm, l2
-from jaxmargin.types import ApplyFn, Measure, Result
+from jaxmargin.types import ApplyFn, Array, Measure, Result
 from jaxmargin.xla_cpu import loopable, on_cpu
 from jaxmargin.xla_cpu.equations import convolves
 from jaxmargin.xla_cpu.kernels import without_slow_kernels
@@ -23,7 +23,6 @@ from jaxmargin.xla_cpu.rows import CONVOLVING_ROWS, ROWS, by_rows
 
 __all__ = ["Measurement", "over_batch"]
 
-Array = jax.Array | np.ndarray
 
 _CONFIRMED = 128  # examples whose predictions are looked at together
 
