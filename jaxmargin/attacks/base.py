@@ -86,9 +86,9 @@ class Target(NamedTuple):
         Returns:
           A scalar.
         """
-        highest = jnp.max(jnp.where(jnp.arange(self.num_classes) == self.y, -jnp.inf, logits))
-        size = jnp.maximum(jnp.abs(highest), jnp.abs(logits[self.y]))
-        return (logits[self.y] - highest + share * self.rounding * size).astype(logits.dtype)
+        margin, own = losses.logit_margin(logits, self.y), logits[self.y]
+        size = jnp.maximum(jnp.abs(own - margin), jnp.abs(own))  # of the two logits that are compared
+        return (margin + share * self.rounding * size).astype(logits.dtype)
 
     def misclassified(self, logits: jax.Array, share: float = 1.0) -> jax.Array:
         """Whether the prediction is not y, by more than rounding.

@@ -1,5 +1,6 @@
 """The worst case over losses and restarts: the attempts that follow are spent on the examples that survive."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxmargin import checks
 from jaxmargin.attacks import auto_pgd
-from jaxmargin.attacks.base import LOSSES, Attack, random_start, target_of
+from jaxmargin.attacks.base import LOSSES, Attack, Target, random_start, target_of
 from jaxmargin.attacks.work_queue import run_queue
 from jaxmargin.batching.rules import Batch, batch_rule, single_example
 from jaxmargin.losses import targeted_dlr
@@ -62,12 +63,15 @@ def _of_batch(
     bits = jax.random.key_data(key)  # mapped over examples, a condition on them would pass for a second use of a key
     workers = _workers() if workers is None else workers
 
+    def target_at(x: jax.Array, y: jax.Array) -> Target:
+        return target._replace(x=x, y=y)
+
     def init(index: jax.Array, found: _Found) -> _State:
         attempt, example = index // n, index % n
         x, y = xs[example], batch.ys[example]
         key_all = jax.random.wrap_key_data(bits, impl=jax.random.key_impl(key))
         key_start = jax.random.fold_in(jax.random.fold_in(key_all, batch.indices[example]), attempt)
-        project = target._replace(x=x, y=y).projection(norm, epsilon, box)
+        project = target_at(x, y).projection(norm, epsilon, box)
         search = auto_pgd.init(project(random_start(key_start, x, norm, epsilon)), epsilon)
         over = ~batch.valid[example] | (found.attempt[example] < attempts)
         search = search._replace(step=jnp.where(over, num_steps, 0).astype(search.step.dtype))
@@ -79,31 +83,31 @@ def _of_batch(
             value: jax.Array = jax.lax.switch(state.attempt % len(raised), raised, logits, state.y, state.target)
             return value
 
-        mine = target._replace(x=state.x, y=state.y)
+        mine = target_at(state.x, state.y)
         value_and_grad, project = auto_pgd.value_and_grad_of(mine, loss), mine.projection(norm, epsilon, box)
         return state._replace(search=auto_pgd.step(value_and_grad, project, norm, epsilon, num_steps, state.search))
-
-    def record(found: _Found, indices: jax.Array, states: _State) -> _Found:
-        search = states.search
-        won = (indices < n * attempts) & (search.found | jnp.isnan(search.best_value))
-        examples = jnp.where(won, indices % n, n)  # n falls off the end
-        attempt = found.attempt.at[examples].min(states.attempt, mode="drop")
-        first = won & (states.attempt == attempt[indices % n]) & (states.attempt < found.attempt[indices % n])
-        x_adv = found.x_adv.at[jnp.where(first, examples, n)].set(search.best, mode="drop")
-        return _Found(attempt, x_adv)
 
     with jax.default_matmul_precision("float32"):
         others = jax.lax.map(lambda one: _others(target.logits_fn(one[0]), one[1]), (xs, batch.ys))  # [n, c]
         found = run_queue(
-            init, lambda state: auto_pgd.should_continue(state.search, num_steps), step, record,
+            init, lambda state: auto_pgd.should_continue(state.search, num_steps), step,
+            functools.partial(_record, attempts),
             _Found(jnp.full(n, attempts), xs), count=n * attempts, workers=workers,
         )  # fmt: skip
-
-        def outcome(x: jax.Array, y: jax.Array, x_adv: jax.Array) -> Attack:
-            return target._replace(x=x, y=y).outcome(x_adv, norm)
-
-        attack: Attack = jax.lax.map(lambda one: outcome(*one), (xs, batch.ys, found.x_adv))
+        ends = xs, batch.ys, found.x_adv
+        attack: Attack = jax.lax.map(lambda end: target_at(*end[:2]).outcome(end[2], norm), ends)
         return attack
+
+
+def _record(attempts: int, found: _Found, indices: jax.Array, states: _State) -> _Found:
+    """What was found, and what the searches that ended found: of each example the first of its attempts that did."""
+    n, search = len(found.attempt), states.search
+    won = (indices < n * attempts) & (search.found | jnp.isnan(search.best_value))
+    examples = jnp.where(won, indices % n, n)  # n falls off the end
+    attempt = found.attempt.at[examples].min(states.attempt, mode="drop")
+    first = won & (states.attempt == attempt[indices % n]) & (states.attempt < found.attempt[indices % n])
+    x_adv = found.x_adv.at[jnp.where(first, examples, n)].set(search.best, mode="drop")
+    return _Found(attempt, x_adv)
 
 
 def _workers() -> int:
