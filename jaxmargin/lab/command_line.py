@@ -71,6 +71,7 @@ def parse(options: type[Options], arguments: Sequence[str] | None, *, prog: str)
     except SystemExit as stop:
         if stop.code:
             words = re.sub(r"[\u2500-\u257f\s]+", " ", said.getvalue()).strip()  # without the frame drawn around it
+            words = re.sub(r"^(\w[\w ]*) (?=\1)", "", words)  # nor its title, where the text repeats it
             print(f"error: {words}", file=sys.stderr)
         raise
 
