@@ -1,7 +1,6 @@
 """Settings that the paper leaves open, tried: ``python -m runs.ablations --question tau``; see ``paper.ablations``."""
 
-import sys
-
+from jaxmargin.lab import command_line
 from jaxmargin.lab.compilation import keep_compiled
 from runs.paper.ablations import main
 
@@ -9,4 +8,4 @@ __all__ = ["main"]
 
 if __name__ == "__main__":
     keep_compiled()
-    sys.exit(main())
+    command_line.end(main())

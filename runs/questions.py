@@ -1,10 +1,9 @@
 """The former name of ``python -m runs.ablations``."""
 
-import sys
-
+from jaxmargin.lab import command_line
 from jaxmargin.lab.compilation import keep_compiled
 from runs.ablations import main
 
 if __name__ == "__main__":
     keep_compiled()
-    sys.exit(main())
+    command_line.end(main())

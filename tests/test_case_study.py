@@ -175,7 +175,7 @@ def outcome(tmp_path_factory):
 
 def test_run_writes_everything_and_no_drafts(outcome):
     expected = {"figure1.png", "figure1c.png", "figure3.png", "pareto.png", "direction.png", "table.md", "table.csv"}
-    expected |= {"metrics.jsonl", "margins.npz", "report.html", "result.json"}
+    expected |= {"metrics.jsonl", "margins.npz", "report.html", "result.json", "SHA256SUMS"}
     assert {path.name for path in outcome.iterdir()} == expected
 
 

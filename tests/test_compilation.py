@@ -1,8 +1,11 @@
 """The compilation cache of the entry points: where it lies, and what happens where it cannot."""
 
+import atexit
+
 import jax
 import pytest
 
+from jaxmargin.lab import compilation
 from jaxmargin.lab.compilation import keep_compiled
 
 
@@ -19,6 +22,7 @@ def unchanged():
     yield
     for name, value in before.items():
         jax.config.update(name, value)
+    atexit.unregister(compilation._audit)
 
 
 def test_a_folder_chosen_for_jax_is_kept(tmp_path):
@@ -38,3 +42,18 @@ def test_without_a_place_to_write_everything_is_compiled_as_ever(tmp_path, monke
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert keep_compiled() is None
     assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_a_compiled_program_with_a_flipped_bit_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "jaxmargin"
+    folder.mkdir()
+    for name in ("jit_f-12-cache", "jit_g-34-cache", "mnist-5"):
+        (folder / name).write_bytes(b"compiled")
+    keep_compiled()  # enters them
+    (folder / "jit_g-34-cache").write_bytes(b"compiled"[:-1] + b"e")
+    (folder / "jit_h-56-cache").write_bytes(b"new")
+    jax.config.update("jax_compilation_cache_dir", None)  # as in a new process
+    with pytest.warns(UserWarning, match="jaxmargin: 1 compiled programs were damaged"):
+        keep_compiled()
+    assert {path.name for path in folder.iterdir()} == {"SHA256SUMS", "jit_f-12-cache", "jit_h-56-cache", "mnist-5"}

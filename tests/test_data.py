@@ -364,7 +364,7 @@ def test_cache_is_mapped_read_only_and_complete(prepared, official, folders):
     dataset = data.load("mnist", **folders)
     assert isinstance(dataset.train.images, np.memmap) and not dataset.train.images.flags.writeable
     names = {f"{split}_{kind}.npy" for split in ("train", "test") for kind in ("images", "labels")}
-    assert {path.name for path in folders["cache_dir"].rglob("*") if path.is_file()} == names | {"checksums.json"}
+    assert {path.name for path in folders["cache_dir"].rglob("*") if path.is_file()} == names | {"SHA256SUMS"}
 
 
 def cut(path):
@@ -391,7 +391,7 @@ def test_damaged_cache_is_decoded_again(prepared, official, folders, harm):
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null"])
 def test_damaged_checksums_are_not_trusted(prepared, official, folders, text):
     data.load("mnist", **folders)
-    cached_file(folders, "checksums.json").write_text(text)
+    cached_file(folders, "SHA256SUMS").write_text(text)
     with pytest.warns(UserWarning, match="is damaged"):
         assert_equal(data.load("mnist", **folders), official["mnist"])
 

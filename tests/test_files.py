@@ -6,21 +6,34 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmargin.lab import files, provenance
+from jaxmargin.lab import files, manifests, provenance
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = files.write_json(tmp_path / "card.json", {"a": 1})
-    monkeypatch.setattr(files.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(manifests.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         files.write_json(path, {"a": 2})
     assert files.read_json(path) == {"a": 1}
 
 
-def test_numbers_that_json_cannot_hold_become_null(tmp_path):
+def test_infinity_which_json_cannot_hold_becomes_null(tmp_path):
     content = {"a": np.float32(1.5), "b": float("inf"), "c": jnp.arange(2), "d": (1, 2)}
     path = files.write_json(tmp_path / "x.json", content)
     assert json.loads(path.read_text()) == {"a": 1.5, "b": None, "c": [0, 1], "d": [1, 2]}
+
+
+def test_nan_is_no_result_when_written_nor_when_read(tmp_path):
+    path = tmp_path / "x.json"
+    for content in ({"a": [1, {"b": float("nan")}]}, {"a": [1, {"b": jnp.float32(np.nan)}]}):
+        with pytest.raises(ValueError, match=r"x\.json: a\[1\]\.b is NaN"):
+            files.write_json(path, content)
+        with pytest.raises(ValueError, match=r"x\.jsonl: a\[1\]\.b is NaN"):
+            files.append_record(tmp_path / "x.jsonl", content)
+    for word in ("NaN", "Infinity", "-Infinity", "1e999"):
+        path.write_text(f'{{"clean_accuracy": {word}}}')
+        with pytest.raises(files.DamagedError, match=f"{word} is no result"):
+            files.read_json(path)
 
 
 def test_equal_arrays_give_equal_bytes(tmp_path):
@@ -41,11 +54,3 @@ def test_a_line_cut_off_while_being_written_is_left_out(tmp_path):
 
 def test_versions_name_everything_that_decides_a_number():
     assert {"jax", "jaxlib", "flax", "optax", "numpy", "python", "jaxmargin"} == set(provenance.versions())
-
-
-@pytest.mark.parametrize(("last", "kept", "there"), [(2, [1, 2], True), (3, [1, 2], False), (0, [], False)])
-def test_lines_after_a_checkpoint_are_dropped(tmp_path, last, kept, there):
-    path = tmp_path / "metrics.jsonl"
-    files.write_records(path, [{"epoch": epoch} for epoch in (1, 2, 5)])
-    assert files.cut_records(path, "epoch", last) == there
-    assert [record["epoch"] for record in files.read_records(path)] == kept

@@ -13,7 +13,7 @@ from unittest.mock import create_autospec
 
 import pytest
 
-from jaxmargin.lab import command_line, files
+from jaxmargin.lab import command_line, files, settings
 from jaxmargin.lab.publishing import Published
 from jaxmargin.lab.training import DivergedError
 from runs.paper import __main__ as paper
@@ -118,7 +118,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, parts, tmp_path, capsy
     assert error.startswith("error: ") and error.count("\n") == 1
     for part in parts:
         assert part in error
-    assert not list(tmp_path.glob(f"out/*/{command_line.SETTINGS}"))  # nothing is claimed by a command that failed
+    assert not list(tmp_path.glob(f"out/*/{settings.SETTINGS}"))  # nothing is claimed by a command that failed
 
 
 @pytest.mark.parametrize("arguments", [["--epochs", "many"], ["--epoch", "3"]])
@@ -153,7 +153,7 @@ def test_a_changed_configuration_in_the_same_workdir_is_refused_with_the_differe
     options = paper.Options(workdir=str(tmp_path), epochs=5)
     for more in ({}, {}, dict(models=("cnn",)), dict(seeds=(1, 2))):  # more cells may come
         more_options = dataclasses.replace(options, **more)
-        with command_line.claimed(tmp_path, paper.settings(more_options)):
+        with settings.claimed(tmp_path, paper.settings(more_options)):
             pass
     assert paper.main(["--workdir", str(tmp_path), "--epochs", "7"]) == 2
     error = capsys.readouterr().err
@@ -162,12 +162,12 @@ def test_a_changed_configuration_in_the_same_workdir_is_refused_with_the_differe
 
 def test_a_workdir_is_one_run_s_at_a_time(tmp_path, capsys):
     arguments = ["--models", "linear", "--methods", "std", "--workdir", str(tmp_path)]
-    with command_line.claimed(tmp_path, {}):
+    with settings.claimed(tmp_path, {}):
         assert paper.main(arguments) == 2
     error = capsys.readouterr().err
     assert "is that of a run under way" in error and "another --workdir" in error
     assert not list(tmp_path.glob("c*"))  # neither cells nor cards
-    with command_line.claimed(tmp_path, {}):  # as soon as it has ended
+    with settings.claimed(tmp_path, {}):  # as soon as it has ended
         pass
 
 

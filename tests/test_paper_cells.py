@@ -1,7 +1,11 @@
 """A cell from start to card, cut at awkward moments: the same bytes come out, and a finished cell is not run twice."""
 
+import contextlib
 import dataclasses
 import json
+import shutil
+import warnings
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,6 +16,7 @@ from jaxmargin.lab import files as tracking
 from jaxmargin.lab.cards import SCHEMA
 from jaxmargin.lab.data.loading import Dataset, Split, load
 from jaxmargin.lab.training import DivergedError
+from jaxmargin.lab.workspace import Workspace
 from runs.paper import publish as publishing
 from runs.paper import tables as paper_tables
 from runs.paper.cell import Cell, schedule
@@ -144,8 +149,66 @@ def test_a_cut_run_ends_with_the_same_bytes(straight, data, tmp_path, monkeypatc
 
 def test_a_finished_cell_is_only_read(straight, data, monkeypatch):
     monkeypatch.setattr(Cell, "check", None)
-    monkeypatch.setattr(cells, "Workspace", None)
+    monkeypatch.setattr(Workspace, "run", None)
     assert run_cell(CELL, data, straight[1]) == tracking.read_json(straight[1] / "cards" / f"{CELL.name}.json")
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGED = [
+    f"cards/{CELL.name}.json", f"cards/{CELL.name}.npz", f"cells/{CELL.name}/metrics.jsonl",
+    f"cells/{CELL.name}/params.npz", f"cells/{CELL.name}/published.npz",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+@pytest.mark.parametrize("harm", [flip, Path.unlink])
+def test_a_finished_cell_that_is_damaged_is_finished_again_to_the_same_bytes(straight, data, tmp_path, name, harm):
+    workdir = shutil.copytree(straight[1], tmp_path / "copy")
+    harm(workdir / name)
+    if name.endswith("published.npz"):  # which nothing needs any more
+        run_cell(CELL, data, workdir)
+        (workdir / DAMAGED[0]).unlink()
+    with warned() as said:
+        run_cell(CELL, data, workdir)
+    assert any(f"{Path(name).name} is damaged" in one for one in said) or (workdir / name).suffix == ".json"
+    assert files(workdir) == files(straight[1])
+
+
+@contextlib.contextmanager
+def warned():
+    """The warnings of a block, in words; this suite makes errors of them."""
+    said = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield said
+    said += [str(one.message) for one in caught]
+
+
+@pytest.mark.parametrize("harm", [flip, Path.unlink])
+def test_margins_of_an_earlier_epoch_are_measured_again_where_the_network_was_as_it_was_then(
+    straight, data, tmp_path, harm
+):
+    workdir = shutil.copytree(straight[1], tmp_path / "copy")
+    folder = workdir / "cells" / CELL.name
+    harm(folder / "measures" / "margins-train-0001.npz")
+    for name in ("margins.npz", "bounds.npz"):
+        (folder / name).unlink()
+    (workdir / DAMAGED[0]).unlink()
+    with warned() as said:
+        run_cell(CELL, data, workdir)
+    assert any("margins-train-0001.npz is damaged" in one and "is trained again from before it" in one for one in said)
+    assert files(workdir) == files(straight[1])
+
+
+def test_a_cell_knows_its_settings_whatever_those_of_the_workdir_say(straight, data, tmp_path):
+    workdir = shutil.copytree(straight[1], tmp_path / "copy")
+    with pytest.raises(ValueError, match=r"other settings: tau=1.0 \(there: 5.0\)"):
+        run_cell(dataclasses.replace(CELL, tau=1.0), data, workdir)
 
 
 def test_a_diverging_loss_names_the_step_and_the_last_good_checkpoint(data, tmp_path):

@@ -6,7 +6,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from jaxmargin.lab import cards, command_line, files, provenance
+from jaxmargin.lab import cards, command_line, files, provenance, settings
 from jaxmargin.lab.cells import Cell
 from jaxmargin.lab.workspace import Workspace
 
@@ -32,13 +32,29 @@ def test_a_stage_that_fails_is_timed_but_not_kept(tmp_path):
 
 
 def test_a_stage_cut_into_pieces_says_all_of_its_devices_and_versions(tmp_path, monkeypatch):
-    for device, version in (("one", "1"), ("one", "1"), ("two", "2"), ("one", "1")):
+    for device, version, commit in (("one", "1", "a"), ("one", "1", "a"), ("two", "2", None), ("one", "1", "b")):
         monkeypatch.setattr(provenance, "device_name", lambda device=device: device)
         monkeypatch.setattr(provenance, "versions", lambda version=version: {"jax": version})
+        monkeypatch.setattr(provenance, "commit", lambda commit=commit: commit)
         with Workspace(tmp_path, "cell").timed("train"):
             pass
     (stage,) = Workspace(tmp_path, "cell").stages().values()
     assert stage["device"] == "one, then two" and stage["versions"] == {"jax": "1, then 2"}
+    assert stage["commit"] == "a, then b"
+    card = {"device": "two", "versions": {"jax": "2"}, "stages": {"train": stage}}
+    assert cards.said(cards.versions([card])) == "jax 1 and 2" and cards.devices([card]) == "one, two"
+
+
+def test_a_run_that_goes_on_elsewhere_says_so(tmp_path, monkeypatch):
+    with Workspace(tmp_path, "cell").timed("train"):
+        pass
+    assert Workspace(tmp_path, "cell").moved() == []
+    now = provenance.versions()
+    monkeypatch.setattr(provenance, "device_name", lambda: "NVIDIA H100")
+    monkeypatch.setattr(provenance, "versions", lambda: now | {"jax": "9.9"})
+    device, jax = Workspace(tmp_path, "cell").moved()
+    assert device.startswith("device cpu") and device.endswith("(now NVIDIA H100)")
+    assert jax == f"jax {now['jax']} (now 9.9)"
 
 
 def git(folder, *words):
@@ -68,10 +84,10 @@ def test_cards_and_workdirs_of_older_names_are_refused_with_the_remedy(tmp_path)
     path = files.write_json(tmp_path / "card.json", {"robust_accuracy": [0.5]})
     with pytest.raises(ValueError, match="schema 1, not 2: python -m runs.results.convert"):
         cards.read(path)
-    files.write_json(tmp_path / command_line.SETTINGS, {"steps": 3})
+    files.write_json(tmp_path / settings.SETTINGS, {"steps": 3})
     with (
         pytest.raises(ValueError, match="older version: python -m runs.results.convert"),
-        command_line.claimed(tmp_path, {}),
+        settings.claimed(tmp_path, {}),
     ):
         pass
 

@@ -2,24 +2,30 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from jaxmargin.lab import files, provenance
 
 __all__ = [
-    "SCHEMA", "Card", "Provenance", "Stage", "conditions", "devices", "hours", "origin", "path_of", "read", "said",
+    "SCHEMA", "THEN", "Card", "Provenance", "Stage", "conditions", "devices", "hours", "origin", "path_of", "read",
+    "said", "versions",
 ]  # fmt: skip
 
 # Of the names in cards, metrics.jsonl and stages.json. Cards without one are of the first, whose names were others.
 SCHEMA = 2
+THEN = ", then "  # between what a stage was begun with and what it went on with
 
 
 class Stage(TypedDict):
-    """What a stage took: seconds, over all its pieces, and where; None where that was not recorded (schema 1)."""
+    """What a stage took: seconds, over all its pieces, and where; None where that was not recorded (schema 1).
+
+    Where it was cut and went on elsewhere, device, versions and commit name both: "jax 0.10.1, then 0.10.2".
+    """
 
     seconds: float
     device: str | None
     versions: dict[str, str] | None
+    commit: NotRequired[str | None]
 
 
 class Provenance(TypedDict):
@@ -106,22 +112,30 @@ def read(path: Path) -> Any:
     return card
 
 
+def versions(cards: Iterable[Provenance]) -> list[Mapping[str, str]]:
+    """The versions that some cards were made with, those of each of their stages among them."""
+    stages = [stage["versions"] for card in cards for stage in card["stages"].values()]
+    return [*(card["versions"] for card in cards), *(found for found in stages if found)]
+
+
 def said(versions: Iterable[Mapping[str, str]]) -> str:
     """Versions in words, all that occur.
 
-    >>> said([{"jax": "0.10.2", "numpy": "2.4"}, {"jax": "0.11.0", "numpy": "2.4"}])
+    >>> said([{"jax": "0.10.2", "numpy": "2.4"}, {"jax": "0.10.2, then 0.11.0", "numpy": "2.4"}])
     'jax 0.10.2 and 0.11.0, numpy 2.4'
     """
     seen: dict[str, set[str]] = {}
     for one in versions:
         for name, version in one.items():
-            seen.setdefault(name, set()).add(version)
+            seen.setdefault(name, set()).update(version.split(THEN))
     return ", ".join(f"{name} {' and '.join(sorted(found))}" for name, found in seen.items())
 
 
 def devices(cards: Iterable[Provenance]) -> str:
-    """The devices that finished some cards."""
-    return ", ".join(sorted({card["device"] for card in cards}))
+    """The devices of all stages of some cards."""
+    stages = [stage["device"] for card in cards for stage in card["stages"].values()]
+    found = [*(card["device"] for card in cards), *(device for device in stages if device)]
+    return ", ".join(sorted({one for device in found for one in device.split(THEN)}))
 
 
 def hours(cards: Iterable[Provenance]) -> str:
@@ -132,4 +146,4 @@ def hours(cards: Iterable[Provenance]) -> str:
 def conditions(cards: Iterable[Provenance]) -> str:
     """Where some cards were measured, with which versions, and in how many hours."""
     cards = list(cards)
-    return f"{devices(cards)}; {said(card['versions'] for card in cards)}; {hours(cards)} hours in all."
+    return f"{devices(cards)}; {said(versions(cards))}; {hours(cards)} hours in all."

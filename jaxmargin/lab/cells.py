@@ -4,6 +4,8 @@ A study is a value: how a cell is set up and trained, the stages that measure it
 is a function (setup, params) -> arrays; one that needs the arrays of another asks ``setup.kept`` for them.
 """
 
+import contextlib
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,11 +14,12 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from jaxmargin.lab import cards, files
+from jaxmargin.lab import cards, files, manifests
 from jaxmargin.lab.data.loading import Dataset
-from jaxmargin.lab.files import Arrays
+from jaxmargin.lab.files import Arrays, DamagedError
 from jaxmargin.lab.parameters import write_params
 from jaxmargin.lab.resuming import Training, train
+from jaxmargin.lab.settings import hold
 from jaxmargin.lab.workspace import Workspace
 from jaxmargin.models import Model
 from jaxmargin.norms import Norm
@@ -117,10 +120,10 @@ class Study(NamedTuple, Generic[AnyCell]):
 def run_cell(
     study: Study[AnyCell], cell: AnyCell, data: Dataset, workdir: Path, paper: Mapping[str, Any] | None = None
 ) -> Any:
-    """Runs a cell to its card, from wherever an earlier run was cut; a finished cell is only read.
+    """Runs a cell to its card, from wherever an earlier run was cut; a finished cell that is intact is only read.
 
     A run that was cut, at any moment, ends with the same bytes in its parameters, metrics, points and card, what its
-    stages took apart.
+    stages took apart. What is damaged is made again, and a warning names it.
 
     Args:
       study: how.
@@ -133,14 +136,18 @@ def run_cell(
       The card, of the study's TypedDict.
 
     Raises:
-      ValueError: settings that do not fit the data set.
+      ValueError: settings that do not fit the data set, or others than those the cell was begun with.
       DivergedError: the loss is no longer finite; the message names the step and the last good checkpoint.
     """
-    path = cards.path_of(workdir, cell.name)
-    if path.exists():
-        return cards.read(path)
+    path, work = cards.path_of(workdir, cell.name), Workspace(workdir / "cells" / cell.name, cell.name)
+    if work.folder.exists() or not path.exists():
+        hold(work.folder, asdict(cell))
+    if (finished := _finished(path, work)) is not None:
+        return finished
     cell.check(data)
-    setup = study.set_up(cell, data, Workspace(workdir / "cells" / cell.name, cell.name))
+    if moved := work.moved():
+        warnings.warn(f"{cell.name} was begun elsewhere: {'; '.join(moved)}; its card names both", stacklevel=2)
+    setup = study.set_up(cell, data, work)
     params = study.train(setup)
     arrays: Arrays = {}
     for stage in study.stages:
@@ -153,6 +160,21 @@ def run_cell(
     files.write_arrays(path.with_suffix(".npz"), arrays)
     files.write_json(path, card)
     return card
+
+
+def _finished(path: Path, work: Workspace) -> Any:
+    """The card of a finished cell, None where there is none or where a file of the cell is damaged."""
+    if not path.exists():
+        return None
+    try:
+        manifests.check(path.with_suffix(".npz"))
+        for one in (work.metrics, work.params):
+            with contextlib.suppress(FileNotFoundError):  # an ensemble trains nothing
+                manifests.check(one)
+        return cards.read(path)
+    except (DamagedError, FileNotFoundError) as error:
+        warnings.warn(f"{error}; {work.label} is finished again", stacklevel=3)
+        return None
 
 
 def trained(setup: Setup[Cell], how: Training) -> Any:
@@ -169,5 +191,5 @@ def trained(setup: Setup[Cell], how: Training) -> Any:
       DivergedError: see ``train``.
     """
     state = train(how, setup.model, setup.keys["init"], setup.keys["train"], setup.work)
-    write_params(setup.work.folder / "params.npz", state.params)
+    write_params(setup.work.params, state.params)
     return state.params

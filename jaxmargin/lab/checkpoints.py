@@ -1,5 +1,8 @@
 """Checkpoints of a training state: the only file that knows Orbax."""
 
+import shutil
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +10,20 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxmargin.lab import files, manifests
+from jaxmargin.lab.files import Record
 from jaxmargin.lab.training import TrainState
 
 __all__ = ["Checkpoints"]
 
 
+_RECORDS = "records.jsonl"
+
+
 class Checkpoints:
-    """The last states of one training run, by epoch, in one folder. A save is atomic: it is there whole or not at all.
+    """The last states of one training run, by epoch, in one folder, and what was logged before each.
+
+    A save is there whole or not at all; one that is no longer what was saved is found out before it is read.
 
     Args:
       folder: where they lie; made if missing.
@@ -22,7 +32,9 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder = folder.absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
+        )
         handler = ocp.StandardCheckpointHandler()
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handler)
 
@@ -33,22 +45,41 @@ class Checkpoints:
         self._manager.close()
 
     def latest(self) -> int | None:
-        """The last epoch saved, or None."""
-        step: int | None = self._manager.latest_step()
-        return step
+        """The last epoch whose state is intact, or None; a damaged one is removed, and a warning names it."""
+        for epoch in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                manifests.check_folder(self.path(epoch))
+                return int(epoch)
+            except manifests.DamagedError as error:
+                warnings.warn(f"{error.path} is damaged ({error.why}): what was saved before it is used", stacklevel=2)
+            self._remove(epoch)
+        return None
 
     def path(self, epoch: int) -> Path:
         """The folder of one epoch's state."""
         return self.folder / str(epoch)
 
-    def save(self, epoch: int, state: TrainState) -> None:
+    def save(self, epoch: int, state: TrainState, records: Iterable[Record] = ()) -> None:
         """Saves the state after an epoch.
 
         Args:
           epoch: counted from 1.
           state: the training state.
+          records: what was logged before.
         """
         self._manager.save(epoch, args=ocp.args.StandardSave(_with_key_data(state)), force=True)
+        files.write_records(self.path(epoch) / _RECORDS, records)
+        manifests.seal(self.path(epoch))
+
+    def go_back(self, epoch: int) -> None:
+        """Removes what was saved after an epoch."""
+        for later in self._manager.all_steps():
+            if later > epoch:
+                self._remove(later)
+
+    def records(self, epoch: int) -> list[Record]:
+        """What was logged before a saved epoch."""
+        return files.read_records(self.path(epoch) / _RECORDS)
 
     def restore(self, epoch: int, like: TrainState) -> TrainState:
         """Reads a state back.
@@ -71,6 +102,14 @@ class Checkpoints:
         # Where fresh states are, and as free to move: another place would compile every program again.
         saved = jax.device_put(saved)
         return saved._replace(key=jax.random.wrap_key_data(saved.key))
+
+    def _remove(self, epoch: int) -> None:
+        path = self.path(epoch)
+        if path.is_symlink():
+            path.unlink()
+        else:
+            shutil.rmtree(path)
+        self._manager.reload()
 
 
 def _host(leaf: jax.ShapeDtypeStruct) -> np.ndarray:

@@ -3,31 +3,26 @@
 import contextlib
 import dataclasses
 import io
+import os
 import re
-import signal
 import sys
-import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
-from filelock import FileLock, Timeout
 
 from jaxmargin import checks
-from jaxmargin.lab import files
-from jaxmargin.lab.cards import SCHEMA
 from jaxmargin.lab.cells import Cell
 from jaxmargin.lab.data.loading import Dataset
+from jaxmargin.lab.interruptions import SAID, Stopped, stoppable
 from jaxmargin.lab.publishing import Published
+from jaxmargin.lab.settings import READ_ONLY, claimed
 from jaxmargin.lab.training import DivergedError
 
-__all__ = [
-    "SETTINGS", "RunOptions", "check_seeds", "claimed", "exit_code", "overrides", "parse", "run_cells", "stopped",
-]  # fmt: skip
-
-SETTINGS = "settings.json"
+__all__ = ["RunOptions", "check_seeds", "end", "exit_code", "overrides", "parse", "run_cells"]
 
 Options = TypeVar("Options")
 
@@ -81,22 +76,38 @@ def exit_code(job: Callable[[], None], minutes: float | None = None) -> int:
 
     Args:
       job: does the work and prints its result.
-      minutes: after which it is interrupted as by the keyboard, between two calls of compiled code; None for never.
+      minutes: after which it is interrupted as by the keyboard; None for never.
 
     Returns:
-      0; 1 for a diverging loss; 2 for bad input; 130 for an interruption.
+      0; 1 for a diverging loss; 2 for bad input; 130 for an interruption; 143 for one by SIGTERM.
     """
     try:
-        with _alarm(minutes):
+        with stoppable(minutes), _brief_warnings():
             job()
     except DivergedError as error:
-        return stopped(str(error), 1)
+        return _stopped(str(error), 1)
     except (ValueError, OSError) as error:
-        return stopped(str(error), 2)
-    except KeyboardInterrupt:
-        print("interrupted: the same command continues from here", file=sys.stderr)
+        return _stopped(str(error), 2)
+    except Stopped as stop:
+        print(SAID, file=sys.stderr)
+        return stop.exit_code
+    except KeyboardInterrupt:  # not by a signal that this process was told of
+        print(SAID, file=sys.stderr)
         return 130
     return 0
+
+
+def end(code: int) -> NoReturn:
+    """Ends the process with an exit code, after an interruption without waiting for what would be tidied up.
+
+    Args:
+      code: of the process.
+    """
+    if code > 128:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run_cells(
@@ -145,10 +156,20 @@ def _run_each(
         except DivergedError as error:
             diverged.append(error)
     if any((workdir / "cards").glob("*.json")):
-        published = publish(workdir)
-        print(f"{published.table}\nreport: {published.report}")
+        print(_published(publish, workdir))
     if diverged:
         raise diverged[0]
+
+
+def _published(publish: Callable[[Path], Published[Any]], workdir: Path) -> str:
+    """The table and the report's place, those of before where the workdir can only be read."""
+    try:
+        published = publish(workdir)
+        return f"{published.table}\nreport: {published.report}"
+    except OSError as error:
+        if error.errno not in READ_ONLY or not (workdir / "table.md").exists():
+            raise
+        return f"{(workdir / 'table.md').read_text()}report: {workdir / 'report.html'}"
 
 
 def overrides(options: Any, cell: type) -> dict[str, Any]:
@@ -193,89 +214,17 @@ def check_seeds(seeds: Sequence[int]) -> None:
 
 
 @contextlib.contextmanager
-def claimed(workdir: Path, settings: Mapping[str, Any]) -> Iterator[None]:
-    """Writes the settings of a run into its workdir and holds it for the run, or refuses one that another run has.
-
-    Args:
-      workdir: made if missing; settings that it has and the run has not are of no concern.
-      settings: by name; those of several cells by the cell's name.
-
-    Raises:
-      ValueError: the workdir cannot be written, another process is at work in it, or what differs from its settings.
-    """
-    with _alone(workdir):
-        path = workdir / SETTINGS
-        try:
-            before = files.read_json(path) if path.exists() else {}
-        except (OSError, ValueError) as error:
-            raise _unusable(workdir, error) from None
-        if before and before.get("schema") != SCHEMA:
-            raise ValueError(
-                f"workdir={str(workdir)!r} holds a run of an older version: python -m runs.results.convert"
-                f" {workdir}, or pass another --workdir"
-            )
-        now = files.plain({"schema": SCHEMA, **settings})
-        if changes := sorted(set(_changes(now, before))):
-            raise ValueError(
-                f"workdir={str(workdir)!r} holds a run with other settings: {', '.join(changes)}; repeat its options or"
-                " pass another --workdir"
-            )
-        files.write_json(path, now)
-        yield
-
-
-@contextlib.contextmanager
-def _alone(workdir: Path) -> Iterator[None]:
-    """Makes a folder and keeps other processes out of it, where the file system has locks."""
-    lock = FileLock(workdir / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(
-            f"workdir={str(workdir)!r} is that of a run under way: wait for its end or pass another --workdir"
-        ) from None
-    except NotImplementedError:
-        pass
-    except OSError as error:
-        raise _unusable(workdir, error) from None
+def _brief_warnings() -> Iterator[None]:
+    """Warnings on one line, without the place in the code that they come from."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     try:
         yield
     finally:
-        lock.release()
+        warnings.formatwarning = before
 
 
-def _unusable(workdir: Path, error: Exception) -> ValueError:
-    return ValueError(f"workdir={str(workdir)!r} cannot be used ({error}): pass another --workdir")
-
-
-def _changes(now: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[str]:
-    """What of the settings there is other now, in words."""
-    for name, value in there.items():
-        if isinstance(value, Mapping):
-            yield from _changes(now.get(name, {}), value)
-        elif now.get(name) != value:
-            yield f"{name}={now.get(name)} (there: {value})"
-
-
-@contextlib.contextmanager
-def _alarm(minutes: float | None) -> Iterator[None]:
-    """Interrupts the main thread after that time, also in a process that was started to ignore the keyboard."""
-    if minutes is None:
-        yield
-        return
-    checks.positive("minutes", minutes)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    alarm = threading.Timer(60 * minutes, signal.raise_signal, [signal.SIGINT])
-    alarm.daemon = True
-    alarm.start()
-    try:
-        yield
-    finally:
-        alarm.cancel()
-        signal.signal(signal.SIGINT, before)
-
-
-def stopped(message: str, code: int) -> int:
+def _stopped(message: str, code: int) -> int:
     """Says in one line on stderr why a job stopped, and gives its exit code back."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return code

@@ -1,47 +1,51 @@
-"""Results as files: records (.jsonl), cards (.json) and arrays (.npz), each written whole or not at all."""
+"""Results as files: records (.jsonl), cards (.json) and arrays (.npz).
+
+Each is written whole or not at all and entered in the manifest of its folder; what is not as it was written is refused.
+"""
 
 import io
 import json
 import math
-import os
-from collections.abc import Iterable, Mapping
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
 
+from jaxmargin.lab.manifests import DamagedError, content_of, verified, write, write_bytes
+
 __all__ = [
-    "Arrays", "Record", "append_record", "cut_records", "plain", "read_arrays", "read_json", "read_records",
+    "Arrays", "DamagedError", "Record", "append_record", "copy", "plain", "read_arrays", "read_json", "read_records",
     "write_arrays", "write_bytes", "write_json", "write_records",
 ]  # fmt: skip
 
 Arrays = dict[str, np.ndarray]
 Record = dict[str, Any]
+Content = TypeVar("Content")
+
+_LARGEST_TEXT, _LARGEST_ARRAYS = 2**26, 2**32  # bytes, unpacked
 
 
-def write_bytes(path: Path, content: bytes) -> Path:
-    """Writes a file whole or not at all.
+def copy(path: Path, to: Path) -> Path:
+    """Copies a file that is intact.
 
     Args:
-      path: where; its folder is made if missing.
-      content: the bytes.
+      path: the file.
+      to: where; entered in the manifest there.
 
     Returns:
-      path.
+      to.
+
+    Raises:
+      DamagedError: it is not as it was written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return write(to, verified(path, content_of(path)))
 
 
 def write_json(path: Path, content: Any) -> Path:
-    """Writes readable JSON; a number that is not finite becomes null.
+    """Writes readable JSON; an infinite number becomes null.
 
     Args:
       path: where.
@@ -49,13 +53,27 @@ def write_json(path: Path, content: Any) -> Path:
 
     Returns:
       path.
+
+    Raises:
+      ValueError: a number is NaN; the message says where.
     """
-    return write_bytes(path, (json.dumps(plain(content), indent=2, allow_nan=False) + "\n").encode())
+    return write(path, (json.dumps(_plain_in(path, content), indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file."""
-    return json.loads(path.read_text())
+    """Reads a JSON file.
+
+    Args:
+      path: the file.
+
+    Returns:
+      Its content.
+
+    Raises:
+      DamagedError: it is not as it was written, or no JSON; its numbers are finite, its size and nesting bounded.
+      FileNotFoundError: it is missing.
+    """
+    return _parsed(path, verified(path, content_of(path, _LARGEST_TEXT)), _loads)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> Path:
@@ -71,13 +89,23 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> Path:
     buffer = io.BytesIO()
     plain: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
     np.savez_compressed(buffer, **plain)
-    return write_bytes(path, buffer.getvalue())
+    return write(path, buffer.getvalue())
 
 
 def read_arrays(path: Path) -> Arrays:
-    """Reads a .npz file into memory."""
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+    """Reads a .npz file into memory.
+
+    Args:
+      path: the file.
+
+    Returns:
+      The arrays by name.
+
+    Raises:
+      DamagedError: it is not as it was written, or no .npz file of plain arrays; sizes are looked at before unpacking.
+      FileNotFoundError: it is missing.
+    """
+    return _parsed(path, verified(path, content_of(path)), _unpacked)
 
 
 def append_record(path: Path, record: Record) -> None:
@@ -86,10 +114,12 @@ def append_record(path: Path, record: Record) -> None:
     Args:
       path: the file; made if missing.
       record: flat keys and plain values.
+
+    Raises:
+      DamagedError: the file is not as it was written.
+      ValueError: a number is NaN.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(_line(record))
+    write(path, _lines(path) + _line(path, record))
 
 
 def write_records(path: Path, records: Iterable[Record]) -> Path:
@@ -101,8 +131,11 @@ def write_records(path: Path, records: Iterable[Record]) -> Path:
 
     Returns:
       path.
+
+    Raises:
+      ValueError: a number is NaN.
     """
-    return write_bytes(path, "".join(map(_line, records)).encode())
+    return write(path, b"".join(_line(path, record) for record in records))
 
 
 def read_records(path: Path) -> list[Record]:
@@ -113,37 +146,96 @@ def read_records(path: Path) -> list[Record]:
 
     Returns:
       Its records.
+
+    Raises:
+      DamagedError: it is not as it was written, or is entered in the manifest and missing.
     """
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return [_parsed(path, line, _loads) for line in _lines(path).splitlines()]
 
 
-def cut_records(path: Path, name: str, last: float) -> bool:
-    """Drops the lines of a .jsonl file after some point, so that work can go on from there.
+def plain(value: Any, where: str = "") -> Any:
+    """The value in JSON's own types: arrays and tuples as lists, infinity as None.
 
     Args:
-      path: the file.
-      name: of the number that rises from line to line, such as "epoch".
-      last: lines with a larger one are dropped.
+      value: dicts, lists, tuples, arrays, numbers, strings.
+      where: it stands, for messages.
 
     Returns:
-      Whether a line of that point itself is there.
+      The value.
+
+    Raises:
+      ValueError: a number is NaN.
+
+    >>> plain({"found": np.bool_(True), "distances": (0.5, math.inf)})
+    {'found': True, 'distances': [0.5, None]}
     """
-    records = [record for record in read_records(path) if record[name] <= last]
-    write_records(path, records)
-    return bool(records) and records[-1][name] == last
-
-
-def _line(record: Record) -> str:
-    return json.dumps(plain(record), allow_nan=False) + "\n"
-
-
-def plain(value: Any) -> Any:
-    """The value in JSON's own types: arrays and tuples as lists, numbers that are not finite as None."""
     if isinstance(value, Mapping):
-        return {str(name): plain(item) for name, item in value.items()}
+        return {str(name): plain(item, f"{where}.{name}".strip(".")) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [plain(item, f"{where}[{number}]") for number, item in enumerate(value)]
     if isinstance(value, np.generic | np.ndarray | jax.Array):
-        return plain(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return plain(value.tolist(), where)
+    if isinstance(value, float) and math.isnan(value):
+        raise ValueError(f"{where} is NaN, which is no result: look at what computed it")
+    return None if isinstance(value, float) and math.isinf(value) else value
+
+
+def _plain_in(path: Path, content: Any) -> Any:
+    try:
+        return plain(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _line(path: Path, record: Record) -> bytes:
+    return (json.dumps(_plain_in(path, record), allow_nan=False) + "\n").encode()
+
+
+def _lines(path: Path) -> bytes:
+    """The whole lines of a file, none where it is missing."""
+    try:
+        content = content_of(path, _LARGEST_TEXT)
+    except FileNotFoundError:
+        return b""
+    return verified(path, content[: content.rfind(b"\n") + 1])
+
+
+def _parsed(path: Path, content: bytes, read: Callable[[bytes], Content]) -> Content:
+    """What some bytes hold; the json, zipfile and numpy modules each raise their own kinds where they hold nothing."""
+    try:
+        return read(content)
+    except Exception as error:
+        why = " ".join(str(error).split())[:200]
+        raise DamagedError(path, f"{type(error).__name__}: {why}" if why else type(error).__name__) from None
+
+
+def _loads(content: bytes) -> Any:
+    return json.loads(content, parse_constant=_refuse, parse_float=_finite)
+
+
+def _refuse(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no result")
+
+
+def _finite(digits: str) -> float:
+    return value if math.isfinite(value := float(digits)) else _refuse(digits)
+
+
+def _unpacked(content: bytes) -> Arrays:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = archive.infolist()
+        if sum(member.file_size for member in members) > _LARGEST_ARRAYS:
+            raise ValueError(f"it unpacks to more than {_LARGEST_ARRAYS:,} bytes")
+        for member in members:
+            with archive.open(member) as file:
+                _check_header(file, member)
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def _check_header(file: IO[bytes], member: zipfile.ZipInfo) -> None:
+    """Refuses an array whose header promises another size than it has: numpy makes room for it before it reads."""
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, _, dtype = readers[np.lib.format.read_magic(file)](file)
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != member.file_size - file.tell():
+        raise ValueError(f"{member.filename} is not an array of the size that it claims")

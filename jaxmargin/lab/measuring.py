@@ -2,6 +2,7 @@
 
 import functools
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxmargin.batching.measurement import Measurement, over_batch
-from jaxmargin.lab.files import Arrays, read_arrays, write_arrays
+from jaxmargin.lab import manifests
+from jaxmargin.lab.files import Arrays, DamagedError, read_arrays, write_arrays
 from jaxmargin.types import ApplyFn, Measure
 
-__all__ = ["lifted", "measure"]
+__all__ = ["if_intact", "lifted", "measure"]
 
 _SAVE_SECONDS = 30.0
 
@@ -31,6 +33,18 @@ def lifted(measure: Measure[Any], apply_fn: ApplyFn, **options: Any) -> Measurem
       Measurement.
     """
     return over_batch(measure, apply_fn, **options)
+
+
+def if_intact(path: Path) -> Arrays | None:
+    """What a file holds, None where there is none or it is damaged, which a warning says."""
+    try:
+        return read_arrays(path)
+    except FileNotFoundError:
+        return None
+    except DamagedError as error:
+        warnings.warn(f"{path} is damaged ({error.why}): it is made again", stacklevel=3)
+        manifests.forget(path)
+        return None
 
 
 def measure(
@@ -64,10 +78,10 @@ def measure(
     """
     if path is None:
         return _fields(run(params, key, xs, ys, **values), fields)
-    if path.exists():
-        return read_arrays(path)
+    if (whole := if_intact(path)) is not None:
+        return whole
     part = path.with_suffix(".part")
-    done = [read_arrays(part)] if part.exists() else []
+    done = [before] if (before := if_intact(part)) else []
     first = len(next(iter(done[0].values()))) if done else 0
     saved = time.monotonic()
     with tqdm(total=len(xs), initial=first, desc=label, unit="point", leave=False) as bar:
@@ -84,7 +98,7 @@ def measure(
             raise
     result = _joined(done)
     write_arrays(path, result)
-    part.unlink(missing_ok=True)
+    manifests.forget(part)
     return result
 
 

@@ -1,7 +1,9 @@
 """Training that goes on from its last checkpoint, and logs each step once."""
 
 import time
-from collections.abc import Callable, Collection
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -10,7 +12,7 @@ from tqdm import tqdm
 
 from jaxmargin.lab import files
 from jaxmargin.lab.checkpoints import Checkpoints
-from jaxmargin.lab.files import Record
+from jaxmargin.lab.files import DamagedError, Record
 from jaxmargin.lab.training import DivergedError, TrainState, fit, init_state, train_epoch
 from jaxmargin.lab.workspace import Workspace
 from jaxmargin.models import Model
@@ -34,8 +36,7 @@ class Training(NamedTuple):
       calls: how many calls.
       keep: calls with a checkpoint of their own; others get one now and then.
       record: (call, state after it) -> a line of metrics.jsonl, None where none is due.
-      counter: what in such a line rises from call to call, by ``stride``.
-      stride: see counter.
+      measures: by call, the names of the measures that its record keeps in the workspace.
       unit: what a call is called.
       num_steps: steps of a call; None for those of an epoch.
       augment: (key, image [*d]) -> image, drawn anew at each step; None for none.
@@ -50,8 +51,7 @@ class Training(NamedTuple):
     calls: int
     keep: Collection[int]
     record: Callable[[int, TrainState], Record | None]
-    counter: str = "epoch"
-    stride: int = 1
+    measures: Mapping[int, tuple[str, ...]] = MappingProxyType({})
     unit: str = "epoch"
     num_steps: int | None = None
     augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None
@@ -79,11 +79,10 @@ def train(how: Training, model: Model, key_init: jax.Array, key_train: jax.Array
     )  # fmt: skip
     state = init_state(model.init(key_init), how.optimizer, key_train, len(how.labels))
     with Checkpoints(work.folder / "checkpoints") as checkpoints:
-        done = checkpoints.latest() or 0
+        done = _kept(how, checkpoints, work)
+        files.write_records(work.metrics, checkpoints.records(done) if done else ())
         if done:
             state = checkpoints.restore(done, state)
-        # What was logged after the checkpoint comes again, and so does its own line where the cut came before that.
-        if not files.cut_records(work.metrics, how.counter, done * how.stride) and done:
             _log(how, done, state, work)
         try:
             state = _fit(how, epoch_fn, state, done, checkpoints, work)
@@ -93,6 +92,20 @@ def train(how: Training, model: Model, key_init: jax.Array, key_train: jax.Array
             error.args = (f"{work.label}: {error}; {where}; lower the learning rate or change the method",)
             raise
     return state
+
+
+def _kept(how: Training, checkpoints: Checkpoints, work: Workspace) -> int:
+    """The call to go on from: the last one saved, but before what was measured and is there no longer."""
+    done = checkpoints.latest() or 0
+    for call, names in sorted(how.measures.items()):
+        try:
+            for name in names if call < done else ():
+                work.check(name)
+        except (DamagedError, FileNotFoundError) as error:
+            checkpoints.go_back(call)
+            warnings.warn(f"{error}; {work.label} is trained again from before it, to be measured there", stacklevel=3)
+            return checkpoints.latest() or 0
+    return done
 
 
 def _fit(
@@ -111,7 +124,7 @@ def _fit(
             with work.timed("train"):
                 call, state, _ = next(calls)
             if call in how.keep or time.monotonic() - saved > _CHECKPOINT_SECONDS:
-                checkpoints.save(call, state)
+                checkpoints.save(call, state, files.read_records(work.metrics))
                 saved = time.monotonic()
             _log(how, call, state, work)
             bar.update()

@@ -1,6 +1,7 @@
 """The folder of one cell: what its stages made, each kept and timed, and the lines logged while it trained."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,10 +11,10 @@ import jax
 import numpy as np
 
 from jaxmargin.batching.measurement import Measurement
-from jaxmargin.lab import files, provenance
-from jaxmargin.lab.cards import Stage
+from jaxmargin.lab import files, manifests, provenance
+from jaxmargin.lab.cards import THEN, Stage
 from jaxmargin.lab.files import Arrays
-from jaxmargin.lab.measuring import measure
+from jaxmargin.lab.measuring import if_intact, measure
 
 __all__ = ["Workspace"]
 
@@ -24,7 +25,8 @@ class Workspace:
     """Keeps everything that a cell has finished, so that a run that was cut, at any moment, continues where it was.
 
     ``NAME.npz`` is the result of a stage, ``measures/NAME.npz`` that of one measure within a stage, ``stages.json``
-    what the stages took, over all the pieces the run was cut into, and ``metrics.jsonl`` what training logged.
+    what the stages took, over all the pieces the run was cut into, ``metrics.jsonl`` what training logged, and
+    ``params.npz`` what it ended with.
 
     Args:
       folder: where all of it lies.
@@ -33,7 +35,7 @@ class Workspace:
 
     def __init__(self, folder: Path, label: str) -> None:
         self.folder, self.label = folder, label
-        self.metrics = folder / "metrics.jsonl"
+        self.metrics, self.params = folder / "metrics.jsonl", folder / "params.npz"
 
     def run(self, stage: Callable[[SetupOf, Any], Arrays], setup: SetupOf, params: Any) -> Arrays:
         """The arrays of a stage: made and timed once, and only read from then on.
@@ -47,8 +49,8 @@ class Workspace:
           The arrays by name.
         """
         path = self.folder / f"{stage.__name__}.npz"
-        if path.exists():
-            return files.read_arrays(path)
+        if (kept := if_intact(path)) is not None:
+            return kept
         with self.timed(stage.__name__):
             arrays = stage(setup, params)
         files.write_arrays(path, arrays)
@@ -91,10 +93,30 @@ class Workspace:
         """The file of a measure, which is there once it is finished."""
         return self.folder / "measures" / f"{name}.npz"
 
+    def check(self, name: str) -> None:
+        """Refuses a measure whose file is missing (FileNotFoundError) or damaged (DamagedError)."""
+        manifests.check(self.measured(name))
+
     def stages(self) -> dict[str, Stage]:
         """What each stage took so far."""
         path = self.folder / "stages.json"
-        return files.read_json(path) if path.exists() else {}
+        try:
+            return files.read_json(path) if path.exists() else {}
+        except files.DamagedError as error:
+            warnings.warn(f"{path} is damaged ({error.why}): what stages take is counted from here on", stacklevel=2)
+            return {}
+
+    def moved(self) -> list[str]:
+        """What is no longer as it was when earlier stages ran, in words: device, versions or commit."""
+        now = _here()
+        words: dict[str, None] = {}
+        for stage in self.stages().values():
+            there = {"device": stage["device"], "commit": stage.get("commit"), **(stage["versions"] or {})}
+            for name, value in {"device": now["device"], "commit": now["commit"], **now["versions"]}.items():
+                before = there.get(name)
+                if before and value and value not in before.split(THEN):
+                    words[f"{name} {before} (now {value})"] = None
+        return [*words]
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -109,19 +131,25 @@ class Workspace:
         finally:
             stages = self.stages()
             before = stages.get(name, {"seconds": 0.0, "device": None, "versions": None})
+            now = _here()
             stages[name] = {
                 "seconds": round(before["seconds"] + time.monotonic() - start, 3),
-                "device": _also(before["device"], provenance.device_name()),
+                "device": _also(before["device"], now["device"]),
                 "versions": {
-                    package: _also((before["versions"] or {}).get(package), version)
-                    for package, version in provenance.versions().items()
+                    package: _also((before["versions"] or {}).get(package), version) or version
+                    for package, version in now["versions"].items()
                 },
+                "commit": _also(before.get("commit"), now["commit"]),
             }
             files.write_json(self.folder / "stages.json", stages)
 
 
-def _also(before: str | None, now: str) -> str:
+def _here() -> dict[str, Any]:
+    return dict(device=provenance.device_name(), versions=provenance.versions(), commit=provenance.commit())
+
+
+def _also(before: str | None, now: str | None) -> str | None:
     """Both, in order, where a stage was cut and went on elsewhere."""
-    if before is None or now in before.split(", then "):
+    if before is None or now is None or now in before.split(THEN):
         return before or now
-    return f"{before}, then {now}"
+    return f"{before}{THEN}{now}"

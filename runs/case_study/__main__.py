@@ -5,7 +5,6 @@ paper's 12,665 training and 2,115 test images.
 """
 
 import dataclasses
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,15 +49,17 @@ class Options:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the study; bad input gives one line on stderr and exit code 2."""
+    """Runs the study and returns the exit code."""
     options = command_line.parse(Options, arguments, prog="python -m runs.case_study")
+    return command_line.exit_code(lambda: run(options))
+
+
+def run(options: Options) -> None:
+    """Runs the study, and prints its table and the report's place."""
     start = time.perf_counter()
-    try:
-        workdir = check(options)
-        images = data.load(options.dataset, data_dir=options.data_dir, cache_dir=options.cache_dir)
-        task = hyperplanes.two_classes(images, options.classes)
-    except (ValueError, OSError) as error:
-        return command_line.stopped(str(error), 2)
+    workdir = check(options)
+    images = data.load(options.dataset, data_dir=options.data_dir, cache_dir=options.cache_dir)
+    task = hyperplanes.two_classes(images, options.classes)
     try:
         result = study.run(
             task,
@@ -67,10 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             front_points=options.front_points,
         )
     except NotSeparableError as error:
-        return command_line.stopped(f"classes={options.classes[0]} {options.classes[1]}: {error}", 2)
+        raise ValueError(f"classes={options.classes[0]} {options.classes[1]}: {error}") from None
     place = write_all(workdir, result, dataset=options.dataset, classes=options.classes, start=start)
     print(f"{markdown_table(claims.table(result))}\nreport: {place}")
-    return 0
 
 
 def check(options: Options) -> Path:
@@ -91,4 +91,4 @@ def check(options: Options) -> Path:
 
 if __name__ == "__main__":
     keep_compiled()
-    sys.exit(main())
+    command_line.end(main())

@@ -120,4 +120,4 @@ def _settings(options: Options) -> dict[str, Any]:
 
 if __name__ == "__main__":
     keep_compiled()
-    sys.exit(main())
+    command_line.end(main())

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmargin.lab.cards import devices, said
+from jaxmargin.lab.cards import devices, said, versions
 from jaxmargin.lab.figures import plots
 from jaxmargin.lab.publishing import Finished, Picture, Published, read_finished, write
 from jaxmargin.lab.report.page import Section
@@ -139,5 +139,5 @@ def _settings(cards: list[MmaCard]) -> str:
     return (
         f"{card['model']}, {card['n_train']:,} training and {card['n_test']:,} test images, batches of"
         f" {card['batch_size']}, {card['optimizer']} at rate {rates}; inner attacks of {card['attack_steps']} steps."
-        f" {devices(cards)}. {said(one['versions'] for one in cards)}."
+        f" {devices(cards)}. {said(versions(cards))}."
     )

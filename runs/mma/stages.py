@@ -79,8 +79,9 @@ def train(setup: Setup[Cell]) -> Any:
     images, labels = (jnp.asarray(array[n:]) for array in data.train)
     how = Training(
         cell.build_objective(), cell.build_optimizer(), images, labels, scale=data.scale,
-        batch_size=cell.batch_size, calls=calls, keep=due, record=record, counter="step", stride=cell.chunk,
-        unit="call", num_steps=cell.chunk, augment=_augment if cell.augment else None,
+        batch_size=cell.batch_size, calls=calls, keep=due, record=record,
+        measures={call: (_kept(share),) for call, share in moments.items()}, unit="call", num_steps=cell.chunk,
+        augment=_augment if cell.augment else None,
     )  # fmt: skip
     return trained(setup, how)
 
@@ -102,9 +103,9 @@ def _record(
 
 
 def mean_of_found(distance: np.ndarray) -> float:
-    """The mean of distances [n], infinite where nothing was found; NaN where nothing was found at all."""
+    """The mean of those distances [n] that are finite, infinite where none is."""
     finite = distance[np.isfinite(distance)]
-    return float(finite.mean()) if len(finite) else math.nan
+    return float(finite.mean()) if len(finite) else math.inf
 
 
 def _attack(setup: Setup[Cell]) -> Measurement[Any]:
@@ -112,12 +113,17 @@ def _attack(setup: Setup[Cell]) -> Measurement[Any]:
     return lifted(minimum_norm, setup.apply_fn, norm=setup.norm, num_steps=num_steps, box=robustness.BOX)
 
 
+def _kept(share: float) -> str:
+    """The name under which the distances at a moment are kept."""
+    return f"nearest-{share:g}"
+
+
 def _nearest_at(setup: Setup[Cell], params: Any, share: float) -> np.ndarray:
     """Distances of the attacked images to the nearest misclassified input in the box, 0 where wrong, [n]."""
     key = jax.random.fold_in(setup.keys["nearest"], round(100 * share))
     found = setup.work.measure(
         _attack(setup), params, key, *setup.data.inputs("test", setup.attacked),
-        name=f"nearest-{share:g}", said=f"distances at {share:.0%}", fields=("distance",),
+        name=_kept(share), said=f"distances at {share:.0%}", fields=("distance",),
     )  # fmt: skip
     return found["distance"]
 
@@ -130,7 +136,7 @@ def evaluate(setup: Setup[Cell], params: Any) -> Arrays:
 
 def nearest(setup: Setup[Cell], params: Any) -> Arrays:
     """Distances of the attacked images at the moments of training, [moments, n]; of an ensemble only at the end."""
-    shares = [share for share in MOMENTS if setup.work.measured(f"nearest-{share:g}").exists()] or [MOMENTS[-1]]
+    shares = [share for share in MOMENTS if setup.work.measured(_kept(share)).exists()] or [MOMENTS[-1]]
     return {"moments": np.asarray(shares), "nearest": np.stack([_nearest_at(setup, params, one) for one in shares])}
 
 

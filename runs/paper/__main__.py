@@ -5,7 +5,6 @@ Figures 2 and 4 to 7. A run that was interrupted continues when started again wi
 """
 
 import itertools
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -102,4 +101,4 @@ def _cell(options: Options, model: str, method: str, seed: int = 0) -> Cell:
 
 if __name__ == "__main__":
     keep_compiled()
-    sys.exit(main())
+    command_line.end(main())

@@ -16,6 +16,7 @@ from jaxmargin.lab import command_line, data, files
 from jaxmargin.lab.cards import origin
 from jaxmargin.lab.cells import run_cell
 from jaxmargin.lab.report.page import markdown_table
+from jaxmargin.lab.settings import claimed
 from jaxmargin.lab.training import DivergedError
 from runs.paper import presets
 from runs.paper.cell import Cell
@@ -96,7 +97,7 @@ def run(options: Options) -> None:
     }
     for cell in cells.values():
         cell.check(images)
-    with command_line.claimed(workdir, {folder_of(name): asdict(cell) for name, cell in cells.items()}):
+    with claimed(workdir, {folder_of(name): asdict(cell) for name, cell in cells.items()}):
         cards = _answers(cells, images, workdir)
     attacked = min(options.attack_points, len(images.test.labels))
     sizes_said = (

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jaxmargin.lab import tables
-from jaxmargin.lab.cards import devices, said
+from jaxmargin.lab.cards import devices, said, versions
 from jaxmargin.lab.publishing import Finished, Picture, Published, read_finished, write
 from jaxmargin.lab.report.page import Section
 from runs.paper.figures import draw
@@ -80,6 +80,6 @@ def _sections(cells: list[Finished[PaperCard]], figures: Mapping[str, list[Pictu
 
 def _settings(cards: list[PaperCard]) -> str:
     first = cards[0]
-    made = f"{devices(cards)}. {said(card['versions'] for card in cards)}."
+    made = f"{devices(cards)}. {said(versions(cards))}."
     sizes = f"{first['n_train']:,} training and {first['n_test']:,} test images, margins on {first['n_margin']} of each"
     return f"Preset {first['preset']}, {sizes}, ball radius {first['radius']:g}. {made}"

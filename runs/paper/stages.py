@@ -81,6 +81,7 @@ def train(setup: Setup[Cell]) -> Any:
     how = Training(
         cell.build_objective(), optimizer, images, labels, scale=data.scale, batch_size=cell.batch_size,
         calls=cell.epochs, keep=schedule(cell.epochs), record=record,
+        measures={epoch: tuple(_kept(split, epoch) for split in SPLITS) for epoch in schedule(cell.epochs)},
     )  # fmt: skip
     return trained(setup, how)
 
@@ -101,10 +102,15 @@ def _record(setup: Setup[Cell], splits: dict[str, tuple[jax.Array, ...]], epoch:
     return line
 
 
+def _kept(split: str, epoch: int) -> str:
+    """The name under which the margins of an estimation epoch are kept."""
+    return f"margins-{split}-{epoch:04d}"
+
+
 def _margins_at(setup: Setup[Cell], params: Any, split: str, epoch: int) -> Arrays:
     """The margins of a split's points; those of the estimation epochs are kept."""
     xs, ys = setup.data.inputs(split, setup.points[split])
-    kept = f"margins-{split}-{epoch:04d}" if epoch in schedule(setup.cell.epochs) else None
+    kept = _kept(split, epoch) if epoch in schedule(setup.cell.epochs) else None
     said = f"{split} margins at epoch {epoch}"
     return setup.work.measure(
         setup.cell.build_margins(setup.model), params, setup.keys["margins"], xs, ys, name=kept, said=said
@@ -138,7 +144,7 @@ def margins(setup: Setup[Cell], params: Any) -> Arrays:
     epochs = schedule(setup.cell.epochs)
     arrays = {"epochs": np.asarray(epochs), "attack_index": setup.attacked}
     for name in SPLITS:
-        found = [_margins_at(setup, params, name, epoch) for epoch in epochs]
+        found = [files.read_arrays(setup.work.measured(_kept(name, epoch))) for epoch in epochs]
         arrays[f"{name}_index"] = setup.points[name]
         arrays |= {f"{name}_{field}": np.stack([one[field] for one in found]) for field in Margins._fields}
     return arrays

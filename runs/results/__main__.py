@@ -6,7 +6,6 @@ study: cards name the folder below runs/ whose ``comparison`` knows them.
 """
 
 import importlib
-import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ KEPT = (
     "cards/*.json",
 )  # fmt: skip
 CARDS = ("cards/*.json", "result.json")  # of cells, or of a study without cells of its own
+SEALED = (".json", ".jsonl", ".npz")  # with a line in the manifest of their folder
 RUNS = Path(__file__).parents[1]
 
 
@@ -127,7 +127,11 @@ def take_over(workdir: Path, folder: Path) -> None:
     for pattern in KEPT:
         for path in workdir.glob(pattern):
             if pattern != "cells/*/metrics.jsonl" or path.parent.name in finished:
-                files.write_bytes(folder / path.relative_to(workdir), path.read_bytes())
+                to = folder / path.relative_to(workdir)
+                if path.suffix in SEALED:
+                    files.copy(path, to)
+                else:
+                    files.write_bytes(to, path.read_bytes())
 
 
 def introduction(studies: Sequence[Comparison]) -> str:
@@ -144,4 +148,4 @@ study, commit, versions, settings, seed and sizes, and of every stage the second
 holds the points. A margin is signed, a distance is not."""
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line.end(main())

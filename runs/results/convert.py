@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxmargin.lab import files
+from jaxmargin.lab import command_line, files
 from jaxmargin.lab.cards import SCHEMA
 
 __all__ = ["convert", "main"]
@@ -58,6 +58,7 @@ def convert(folder: Path) -> int:
     Returns:
       How many cards were converted.
     """
+    _enter(folder)
     paths = [*folder.rglob("cards/*.json"), *folder.rglob("result.json")]
     old = [path for path in sorted(paths) if "schema" not in files.read_json(path)]
     for path in old:
@@ -78,6 +79,14 @@ def convert(folder: Path) -> int:
         if not path.with_name("result.json").exists():  # which says of what study a folder is
             files.write_json(path.with_name("result.json"), _question(path.parent))
     return len(old)
+
+
+def _enter(folder: Path) -> None:
+    """Enters what has no line yet in the manifests, as it is."""
+    for suffix in (".json", ".jsonl", ".npz"):
+        for path in folder.rglob(f"*{suffix}"):
+            if "checkpoints" not in path.relative_to(folder).parts:
+                files.copy(path, path)
 
 
 def _write(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Path:
@@ -134,10 +143,14 @@ def _move_measures(cell: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Converts the workdirs named."""
-    for name in sys.argv[1:] if arguments is None else arguments:
-        print(f"{name}: {convert(Path(name))} cards converted")
-    return 0
+    names = sys.argv[1:] if arguments is None else arguments
+
+    def job() -> None:
+        for name in names:
+            print(f"{name}: {convert(Path(name))} cards converted")
+
+    return command_line.exit_code(job)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line.end(main())

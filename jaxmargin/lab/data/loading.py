@@ -11,7 +11,7 @@ so an index set (``margin_points``, a validation split) would otherwise name oth
 
 Decoded arrays are cached under ``cache_dir``, else ``$JAXMARGIN_CACHE``, else ``$XDG_CACHE_HOME/jaxmargin``, else
 ``~/.cache/jaxmargin``, and memory-mapped read-only from then on. The cache is keyed by name, version, metadata and
-shard sizes, and checked by CRC-32 at each start: a damaged one is decoded again, one that cannot be written costs a
+shard sizes, and checked by SHA-256 at each start: a damaged one is decoded again, one that cannot be written costs a
 warning and the time to decode.
 """
 
@@ -20,10 +20,6 @@ import io
 import json
 import os
 import re
-import shutil
-import uuid
-import warnings
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -32,17 +28,12 @@ import jax
 import numpy as np
 
 from jaxmargin import checks
+from jaxmargin.lab.data import cache
+from jaxmargin.lab.data.cache import SPLITS, Split, brief
 
 __all__ = ["Dataset", "Split", "load", "margin_points", "scaled", "spread_points"]
 
 Pixels = TypeVar("Pixels", np.ndarray, jax.Array)
-
-
-class Split(NamedTuple):
-    """One half of a data set, in the order of the official files."""
-
-    images: np.ndarray  # uint8 [n, h, w, c]
-    labels: np.ndarray  # int32 [n]
 
 
 class Dataset(NamedTuple):
@@ -87,9 +78,8 @@ def scaled(images: Pixels, scale: float, dtype: Any = np.float32) -> Pixels:
 
 
 _SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
-_SPLITS = ("train", "test")
 _REMEDY = "delete that folder to prepare it anew, or pass another data_dir (--data-dir DIR)"
-_LAYOUT = "1"  # of the cache: raise it when what is stored changes
+_LAYOUT = "2"  # of the cache: raise it when what is stored changes
 
 
 class _Prepared(NamedTuple):
@@ -136,8 +126,8 @@ def load(
         return _load_digits()
     root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     prepared = _find(name, root) or _prepare(name, root, download)
-    cache = _cache_root(cache_dir) / prepared.folder.parent.name / f"{prepared.folder.name}-{prepared.fingerprint}"
-    splits = _read_cache(cache) or _fill_cache(cache, _decode(name, prepared))
+    folder = cache.root(cache_dir) / prepared.folder.parent.name / f"{prepared.folder.name}-{prepared.fingerprint}"
+    splits = cache.read(folder) or cache.fill(folder, _decode(name, prepared))
     return Dataset(name, splits["train"], splits["test"], num_classes=10, scale=255.0)
 
 
@@ -230,17 +220,17 @@ def _inspect(folder: Path) -> _Prepared | None:
         if info.get("fileFormat") != "array_record":
             return None
         lengths = {split["name"]: [int(length) for length in split["shardLengths"]] for split in info["splits"]}
-        shards = {split: sorted(folder.glob(f"*-{split}.array_record-*")) for split in _SPLITS}
-        missing = [split for split in _SPLITS if len(shards[split]) != len(lengths[split]) or not shards[split]]
+        shards = {split: sorted(folder.glob(f"*-{split}.array_record-*")) for split in SPLITS}
+        missing = [split for split in SPLITS if len(shards[split]) != len(lengths[split]) or not shards[split]]
     except FileNotFoundError:
         raise FileNotFoundError(f"data_dir: {folder} is incomplete, dataset_info.json is missing: {_REMEDY}") from None
     except (ValueError, LookupError, TypeError, AttributeError):
         raise ValueError(f"data_dir: {folder}/dataset_info.json is damaged: {_REMEDY}") from None
     if missing:
         raise FileNotFoundError(f"data_dir: {folder} is incomplete, shards of {missing[0]} are missing: {_REMEDY}")
-    stamp = [_LAYOUT, text, *(f"{path.name} {path.stat().st_size}" for split in _SPLITS for path in shards[split])]
+    stamp = [_LAYOUT, text, *(f"{path.name} {path.stat().st_size}" for split in SPLITS for path in shards[split])]
     fingerprint = hashlib.sha256("\n".join(stamp).encode()).hexdigest()[:12]
-    sizes = {split: sum(lengths[split]) for split in _SPLITS}
+    sizes = {split: sum(lengths[split]) for split in SPLITS}
     return _Prepared(folder, shards, sizes, not info.get("disableShuffling", False), fingerprint)
 
 
@@ -258,16 +248,11 @@ def _prepare(name: str, root: Path, download: bool) -> _Prepared:
     except Exception as error:  # requests, urllib, TFDS and the file system each raise their own kinds
         if prepared := _find(name, root):  # another process was faster
             return prepared
-        what = f"{missing} and could not be downloaded ({_brief(error)})"
+        what = f"{missing} and could not be downloaded ({brief(error)})"
         raise FileNotFoundError(f"{what}: connect to the network, or {remedy}") from None
     prepared = _find(name, root)
     assert prepared is not None, f"{name} was prepared in {root} but is not found there"
     return prepared
-
-
-def _brief(error: Exception) -> str:
-    """An exception of any library on one short line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 # Decoding ------------------------------------------------------------------------------------------------------------
@@ -278,11 +263,11 @@ def _decode(name: str, prepared: _Prepared) -> dict[str, Split]:
 
     try:
         builder = tfds.builder_from_directory(prepared.folder)
-        return {split: _decode_split(builder, name, split, prepared) for split in _SPLITS}
+        return {split: _decode_split(builder, name, split, prepared) for split in SPLITS}
     except ImportError:
         raise
     except Exception as error:  # array_record, protobuf, pillow and TFDS each raise their own kinds
-        raise ValueError(f"data_dir: {prepared.folder} cannot be read ({_brief(error)}): {_REMEDY}") from None
+        raise ValueError(f"data_dir: {prepared.folder} cannot be read ({brief(error)}): {_REMEDY}") from None
 
 
 def _decode_split(builder: Any, name: str, split: str, prepared: _Prepared) -> Split:
@@ -313,58 +298,3 @@ def _official_index(split: str, n: int) -> Sequence[int]:
     TFDS sorts by the MD5 of the split's name and the example's key; both data sets have the keys 0, 1, ..., n - 1.
     """
     return sorted(range(n), key=lambda i: hashlib.md5(f"{split}{i}".encode(), usedforsecurity=False).digest())
-
-
-# The cache -----------------------------------------------------------------------------------------------------------
-
-
-def _cache_root(cache_dir: str | os.PathLike[str] | None) -> Path:
-    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "jaxmargin"
-    return Path(cache_dir or os.environ.get("JAXMARGIN_CACHE") or default).expanduser()
-
-
-def _checksum(path: Path) -> int:
-    return zlib.crc32(np.memmap(path, np.uint8, "r").data)  # the whole file, header included
-
-
-def _read_cache(folder: Path) -> dict[str, Split] | None:
-    """The memory-mapped arrays; None where there are none, or they are damaged (which a warning says)."""
-    if not folder.is_dir():
-        return None
-    try:
-        checksums = json.loads((folder / "checksums.json").read_text())
-        return {
-            split: Split(*(_open(folder / f"{split}_{kind}.npy", checksums) for kind in Split._fields))
-            for split in _SPLITS
-        }
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        warnings.warn(f"cache_dir: {folder} is damaged ({_brief(error)}): decoding again", stacklevel=3)
-        return None
-
-
-def _open(path: Path, checksums: dict[str, int]) -> np.ndarray:
-    if _checksum(path) != checksums[path.name]:
-        raise ValueError(f"{path.name} does not match its checksum")
-    array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    return array
-
-
-def _fill_cache(folder: Path, splits: dict[str, Split]) -> dict[str, Split]:
-    """Writes beside the folder and renames, so that a reader sees all or nothing; else keeps the arrays in memory."""
-    scratch = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    try:
-        scratch.mkdir(parents=True)
-        for split, (images, labels) in splits.items():
-            np.save(scratch / f"{split}_images.npy", images, allow_pickle=False)
-            np.save(scratch / f"{split}_labels.npy", labels, allow_pickle=False)
-        sums = {path.name: _checksum(path) for path in sorted(scratch.glob("*.npy"))}
-        (scratch / "checksums.json").write_text(json.dumps(sums, indent=2))
-        shutil.rmtree(folder, ignore_errors=True)  # a damaged one
-        scratch.replace(folder)
-    except OSError as error:
-        if not folder.is_dir():  # another process may have been faster
-            remedy = "pass a writable cache_dir or set JAXMARGIN_CACHE, or each start decodes again"
-            warnings.warn(f"cache_dir: {folder} cannot be written ({_brief(error)}): {remedy}", stacklevel=3)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return _read_cache(folder) or splits

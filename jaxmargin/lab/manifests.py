@@ -1,0 +1,229 @@
+"""SHA-256 digests of what a folder's files hold, as ``sha256sum -c SHA256SUMS`` reads them: a flipped bit is noticed.
+
+What is about to be written is entered first, and what it replaces stays entered until it is gone. So whenever a process
+is killed, each file is as one of the lines says. A folder without a manifest is believed: no flip takes one away.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+__all__ = [
+    "NAME", "DamagedError", "audit", "check", "check_folder", "content_of", "digest", "forget", "seal", "verified",
+    "write", "write_bytes",
+]  # fmt: skip
+
+NAME = "SHA256SUMS"
+
+_REMEDY = "start the run again, which makes it anew, or copy it again from where it came"
+_LINE = re.compile(rb"([0-9a-f]{64})  ([^\n]+)")
+
+
+class DamagedError(ValueError):
+    """A file does not hold what was written into it.
+
+    Args:
+      path: the file.
+      why: what is wrong with it, in a few words.
+    """
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path} is damaged ({why}): {_REMEDY}")
+        self.path, self.why = path, why
+
+
+def digest(content: bytes) -> str:
+    """The SHA-256 of some bytes, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def write(path: Path, content: bytes) -> Path:
+    """Writes a file whole or not at all, and enters it in the manifest of its folder.
+
+    Args:
+      path: where; its folder is made if missing.
+      content: the bytes.
+
+    Returns:
+      path.
+
+    Raises:
+      OSError: it cannot be written; the error names the file.
+    """
+    entered, new = _entered(path.parent) or {}, digest(content)
+    there = _digest_of(path) if path.is_file() else None
+    known = {one for one in entered.get(path.name, ()) if one == there} - {new}
+    _write_manifest(path.parent, entered | {path.name: [*known, new]})
+    write_bytes(path, content)
+    if known:
+        _write_manifest(path.parent, entered | {path.name: [new]})
+    return path
+
+
+def forget(path: Path) -> None:
+    """Removes a file, if it is there, and its line in the manifest."""
+    path.unlink(missing_ok=True)
+    entered = _entered(path.parent) or {}
+    if entered.pop(path.name, None):
+        _write_manifest(path.parent, entered)
+
+
+def check(path: Path) -> None:
+    """Refuses a file that is not what the manifest of its folder says.
+
+    Args:
+      path: the file.
+
+    Raises:
+      DamagedError: it holds something else, is entered and missing, or is a link that leaves its folder.
+      FileNotFoundError: it is missing and was never entered.
+    """
+    verified(path, content_of(path))
+
+
+def seal(folder: Path) -> None:
+    """Enters everything below a folder in its manifest, which is written last: without one it is not finished."""
+    found = {path.relative_to(folder).as_posix(): [_digest_of(path)] for path in _files(folder)}
+    _write_manifest(folder, found)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuses a sealed folder unless everything below it, and nothing else, is as it was.
+
+    Args:
+      folder: the folder.
+
+    Raises:
+      DamagedError: a file is missing, new, changed or a link, or there is no manifest; the error names the folder.
+    """
+    entered = _entered(folder)
+    if entered is None:
+        raise DamagedError(folder, f"it has no {NAME}")
+    if folder.is_symlink() or any(path.is_symlink() for path in folder.rglob("*")):
+        raise DamagedError(folder, "there is a link in it")
+    found = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
+    if odd := sorted(found.keys() ^ entered.keys()):
+        raise DamagedError(folder, f"{odd[0]} is {'not in ' + NAME if odd[0] in found else 'missing'}")
+    for name, path in found.items():
+        if _digest_of(path) not in entered[name]:
+            raise DamagedError(folder, f"the SHA-256 of {name} is not the one in {NAME}")
+
+
+def audit(folder: Path, pattern: str) -> list[Path]:
+    """Removes the files of a folder that are not as they were entered, and enters those that are new.
+
+    Args:
+      folder: the folder.
+      pattern: of the names of its files, as in ``Path.glob``.
+
+    Returns:
+      What was removed.
+    """
+    before, found, removed = _entered(folder) or {}, {}, []
+    for path in sorted(folder.glob(pattern)):
+        now = _digest_of(path)
+        if now in before.get(path.name, (now,)):
+            found[path.name] = [now]
+        else:
+            path.unlink(missing_ok=True)
+            removed.append(path)
+    if found != before:
+        _write_manifest(folder, found)
+    return removed
+
+
+def _digest_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / NAME)
+
+
+def content_of(path: Path, largest: int = 2**30) -> bytes:
+    """The bytes of a file in its own folder.
+
+    Args:
+      path: the file.
+      largest: how many bytes it may have.
+
+    Raises:
+      DamagedError: it is larger, is a link that leaves its folder, or is entered in a manifest and missing.
+      FileNotFoundError: it is missing and was never entered.
+    """
+    if path.is_symlink() and path.resolve().parent != path.parent.resolve():
+        raise DamagedError(path, "a link that leaves its folder")
+    try:
+        with path.open("rb") as file:
+            content = file.read(largest + 1)
+    except FileNotFoundError:
+        if path.name in (_entered(path.parent) or {}):
+            raise DamagedError(path, "it is missing") from None
+        raise
+    if len(content) > largest:
+        raise DamagedError(path, f"it has more than {largest:,} bytes")
+    return content
+
+
+def verified(path: Path, content: bytes) -> bytes:
+    """Some bytes, if they are what the manifest says of a file.
+
+    Args:
+      path: the file.
+      content: what was read from it.
+
+    Raises:
+      DamagedError: they are not.
+    """
+    entered = (_entered(path.parent) or {}).get(path.name)
+    if entered and digest(content) not in entered:
+        raise DamagedError(path, f"its SHA-256 is not the one in {NAME}")
+    return content
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Writes a file whole or not at all.
+
+    Args:
+      path: where; its folder is made if missing.
+      content: the bytes.
+
+    Returns:
+      path.
+
+    Raises:
+      OSError: it cannot be written; the error names the file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _entered(folder: Path) -> dict[str, list[str]] | None:
+    """The digests by name, None where there is no manifest; what is no line of one is passed over."""
+    try:
+        content = (folder / NAME).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    found: dict[str, list[str]] = {}
+    for line in content.splitlines():
+        if match := _LINE.fullmatch(line):
+            found.setdefault(os.fsdecode(match[2]), []).append(match[1].decode())
+    return found
+
+
+def _write_manifest(folder: Path, entered: Mapping[str, list[str]]) -> None:
+    lines = [f"{known}  {name}\n" for name in sorted(entered) for known in entered[name]]
+    write_bytes(folder / NAME, os.fsencode("".join(lines)))
