@@ -106,9 +106,7 @@ def signed(distance: jax.Array, predicted: jax.Array, y: jax.Array) -> jax.Array
     return jnp.where(predicted == y, distance, -distance)
 
 
-def linear_margin(
-    logits_fn: LogitsFn, key: jax.Array, x: jax.Array, y: jax.Array, *, norm: Norm = l2
-) -> Margins:
+def linear_margin(logits_fn: LogitsFn, key: jax.Array, x: jax.Array, y: jax.Array, *, norm: Norm = l2) -> Margins:
     """The exact margin of an affine classifier: sign * min_{k != p} (f_p - f_k)(x) / ||w_p - w_k||_*.
 
     Args:

@@ -142,9 +142,7 @@ class Target(NamedTuple):
         return Attack(x_adv.astype(self.dtype), found, jnp.where(jnp.isfinite(logits).all(), distance, jnp.nan))
 
 
-def target_of(
-    logits_fn: LogitsFn, x: jax.Array, y: jax.Array, norm: Norm, box: Box | None, **counts: int
-) -> Target:
+def target_of(logits_fn: LogitsFn, x: jax.Array, y: jax.Array, norm: Norm, box: Box | None, **counts: int) -> Target:
     """Looks at a classifier and an example, and refuses bad input to an attack.
 
     Args:

@@ -15,6 +15,7 @@ from jaxmargin.objectives.regularizers import orthogonality, parseval_retraction
 
 __all__ = ["amr", "lcr", "margin_term", "standard"]
 
+
 def standard() -> Objective:
     """Mean cross-entropy.
 

@@ -134,9 +134,7 @@ def max_pool(x: jax.Array) -> jax.Array:
     *batch, height, width, channels = x.shape
     x = x[..., : height // 2 * 2, : width // 2 * 2, :].reshape(*batch, height // 2, 2, width // 2, 2, channels)
     top, bottom = x[..., 0, :, :, :], x[..., 1, :, :, :]
-    return jnp.maximum(
-        jnp.maximum(top[..., 0, :], top[..., 1, :]), jnp.maximum(bottom[..., 0, :], bottom[..., 1, :])
-    )
+    return jnp.maximum(jnp.maximum(top[..., 0, :], top[..., 1, :]), jnp.maximum(bottom[..., 0, :], bottom[..., 1, :]))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
