@@ -28,7 +28,7 @@ class Net(NamedTuple):
 def random_net(rng, hidden, num_classes, dimension=2):
     """A network with biases, its values held exactly by float32."""
     shapes = (hidden, dimension), (hidden,), (num_classes, hidden), (num_classes,)
-    return Net(*(np.float64(np.float32(rng.normal(size=shape))) for shape in shapes))
+    return Net(*(np.asarray(np.float32(rng.normal(size=shape)), np.float64) for shape in shapes))
 
 
 def patterns(net):

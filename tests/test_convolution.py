@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from helpers import random_params as random_params_of
 
+from jaxmargin.certificates.rounding import double_precision
 from jaxmargin.xla_cpu import convolution
 from jaxmargin.xla_cpu.convolution import conv_general_dilated, max_pool
 
@@ -90,14 +91,14 @@ def test_value_and_both_gradients_equal_those_of_jax(shape, padding):
 
 def test_float64_gradients_equal_those_of_jax_to_float64():
     padding = PADDINGS["uneven"]
-    with jax.enable_x64(True):
+    with double_precision():
         x, kernel = (jnp.asarray(array, jnp.float64) for array in arrays(*SHAPES["3 x 3"]))
         actual, expected = pulled(x, kernel, padding)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), actual, expected)
 
 
 def test_gradients_equal_central_differences():
-    with jax.enable_x64(True):
+    with double_precision():
         x, kernel = (jnp.asarray(array, jnp.float64) for array in arrays((1, 4, 4, 2), (3, 2, 2, 2)))
 
         def loss(x, kernel):

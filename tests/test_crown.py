@@ -119,7 +119,7 @@ def test_intervals_and_lines_hold_at_every_point_of_the_ball(name, network):
 
 
 def steepest(name, g):
-    with jax.enable_x64(True):
+    with double_precision():
         return np.asarray(getattr(jm, name).steepest(jnp.asarray(g)))
 
 

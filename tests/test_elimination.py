@@ -11,6 +11,7 @@ from nets import nets_of
 
 import jaxmargin as jm
 from jaxmargin import models
+from jaxmargin.certificates.rounding import double_precision
 from jaxmargin.lipschitz.constants import cross_lipschitz, leads
 from jaxmargin.lipschitz.elimination import PILOT, PILOT_OF_MANY
 from jaxmargin.lipschitz.sampling import Sampling
@@ -74,7 +75,7 @@ def test_other_norms_and_boxes_are_followed_alike():
 
 @pytest.mark.slow
 def test_where_float64_is_on_the_same_is_found(key):
-    with jax.enable_x64(True):
+    with double_precision():
         model = models.mlp((4, 3), 4, hidden=16)
         x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
         logits_fn = functools.partial(model.apply, random_params(model))

@@ -5,11 +5,11 @@ C(a) = eta l(a) + (1 - eta) l(-a) with l(a) = log(1 + exp(-a)) + lam psi(a) is m
 
 import itertools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxmargin.certificates.rounding import double_precision
 from jaxmargin.objectives import margin_term
 
 pytestmark = pytest.mark.hurried
@@ -27,7 +27,7 @@ def logit(p):
 
 def risk(form, eta, lam, tau):
     """C on the grid."""
-    with jax.enable_x64(True):
+    with double_precision():
         psi = np.array([margin_term(form, tau)(jnp.asarray(a), 0.0) for a in (GRID, -GRID)])
     logistic = np.logaddexp(0, [-GRID, GRID])
     return eta * (logistic[0] + lam * psi[0]) + (1 - eta) * (logistic[1] + lam * psi[1])

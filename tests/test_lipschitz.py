@@ -11,6 +11,7 @@ from helpers import paraboloid, random_linear
 from nets import RADIUS, nets_of, sampled
 
 import jaxmargin as jm
+from jaxmargin.certificates.rounding import double_precision
 from jaxmargin.lipschitz.sampling import default_chunk_size
 
 pytestmark = pytest.mark.hurried
@@ -213,7 +214,7 @@ def test_half_precision_inputs_are_measured(key):
 
 
 def test_float32_inputs_are_measured_where_float64_is_on(key):
-    with jax.enable_x64(True):
+    with double_precision():
         weights = jnp.array([[1.0, 2.0], [0.0, -1.0]], jnp.float32)
         measure = functools.partial(jm.local_lipschitz, lambda x: weights @ x, num_samples=64)
         found = jax.jit(measure)(key, jnp.zeros(2, jnp.float32), 0)

@@ -9,6 +9,7 @@ import pytest
 from helpers import random_linear
 
 import jaxmargin as jm
+from jaxmargin.certificates.rounding import double_precision
 
 pytestmark = pytest.mark.hurried
 
@@ -38,7 +39,7 @@ def test_linear_margin_is_the_closed_form(num_classes, name, key):
 @norms
 def test_linear_margin_is_the_closed_form_to_the_last_digits_of_float64(norm, dual):
     linear = random_linear(10)
-    with jax.enable_x64(True):
+    with double_precision():
         logits_fn = functools.partial(linear.apply, (jnp.asarray(linear.weights), jnp.asarray(linear.biases)))
         measure = functools.partial(jm.linear_margin, logits_fn, jax.random.key(0), norm=norm)
         found = jax.jit(jax.vmap(measure))(jnp.asarray(linear.xs), jnp.asarray(linear.ys)).margin

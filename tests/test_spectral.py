@@ -37,7 +37,7 @@ def kernel_of(*shape, seed=0):
 
 def norm_of(matrix):
     """The largest singular value: of the Gram matrix to the last digits too, and ten times sooner."""
-    matrix = np.float64(matrix)
+    matrix = np.asarray(matrix, np.float64)
     return np.sqrt(max(np.linalg.eigvalsh(matrix.T @ matrix)[-1], 0.0))
 
 
