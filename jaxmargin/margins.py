@@ -159,11 +159,13 @@ def summarize(margins: Margins) -> Summary:
     >>> summarize(Margins(m, jnp.zeros(3, int), m > 1.25, jnp.ones((3, 2)))).average_unsigned
     Array(1., dtype=float32)
     """
-    margin = margins.margin
+    margin = _margin_of(margins)
     if jnp.ndim(margin) != 1 or margin.shape[0] == 0:
         raise ValueError(f"margins.margin has shape {jnp.shape(margin)}: expected [n], n >= 1, as over_batch returns")
     if checks.concrete(margin) and np.isnan(np.asarray(margin)).any():
         raise ValueError("margins.margin holds NaN: of such margins there is no minimum, average or accuracy")
+    if checks.concrete(margin) and np.isin([np.inf, -np.inf], np.asarray(margin)).all():
+        raise ValueError("margins.margin holds inf and -inf: they have no average, drop one of them and say how many")
     return Summary(
         minimum=jnp.min(margin),
         average=jnp.mean(margin),
@@ -197,7 +199,15 @@ def histogram(
     checks.whole("bins", bins)
     if bins > 1_000_000:
         raise ValueError(f"bins={bins} is more than a histogram can show: pass at most 1,000,000")
-    margin = np.asarray(margins.margin)
+    margin = np.asarray(_margin_of(margins))
     if not np.isfinite(margin).all():
         raise ValueError("margins are not all finite: drop the infinite ones, and say how many, before a histogram")
     return np.histogram(margin, bins=bins, range=bounds)
+
+
+def _margin_of(margins: Margins) -> jax.Array:
+    try:
+        return margins.margin
+    except AttributeError:
+        name = type(margins).__name__
+        raise ValueError(f"margins is {name}: pass what over_batch(lipschitz_margin, ...) returns, Margins") from None

@@ -113,7 +113,8 @@ def _l1_project(x: jax.Array, radius: jax.Array | float) -> jax.Array:
     wide, outside = summable(x), _l1_size(x) > radius
     size = jnp.abs(wide)
     # The simplex does not mind a shift, and differences from the largest entry are exact however small the radius.
-    kept = optax.projections.projection_simplex((size - jnp.max(size)).reshape(-1), jnp.asarray(radius, wide.dtype))
+    positive = jnp.asarray(jnp.where(radius > 0, radius, 1.0), wide.dtype)  # of radius 0 it would divide by 0
+    kept = optax.projections.projection_simplex((size - jnp.max(size)).reshape(-1), positive)
     total = jnp.sum(kept)  # the radius, up to rounding: put it right
     kept = kept * (radius / jnp.where(total > 0, total, 1.0))
     return jnp.where(outside, jnp.sign(wide) * kept.reshape(x.shape), wide).astype(x.dtype)

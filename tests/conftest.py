@@ -3,9 +3,15 @@
 import jax
 import pytest
 from helpers import random_linear, tiny_mlp
+from hypothesis import HealthCheck, settings
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
+# The same cases each time in the suite; --hypothesis-profile=long draws new ones. What compiles takes its time.
+lasting = dict(deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.register_profile("suite", max_examples=300, derandomize=True, database=None, **lasting)
+settings.register_profile("long", max_examples=5000, **lasting)
+settings.load_profile("suite")
 
 
 def pytest_configure(config):
