@@ -160,8 +160,6 @@ def summarize(margins: Margins) -> Summary:
     Array(1., dtype=float32)
     """
     margin = _margin_of(margins)
-    if jnp.ndim(margin) != 1 or margin.shape[0] == 0:
-        raise ValueError(f"margins.margin has shape {jnp.shape(margin)}: expected [n], n >= 1, as over_batch returns")
     if checks.concrete(margin) and np.isnan(np.asarray(margin)).any():
         raise ValueError("margins.margin holds NaN: of such margins there is no minimum, average or accuracy")
     if checks.concrete(margin) and np.isin([np.inf, -np.inf], np.asarray(margin)).all():
@@ -189,7 +187,7 @@ def histogram(
       (counts [bins], edges [bins + 1]).
 
     Raises:
-      ValueError: margins that are not finite, as an exact margin can be.
+      ValueError: no margins, or some that are not finite, as an exact margin can be.
 
     >>> import jax.numpy as jnp
     >>> m = jnp.array([0.1, 0.2, 0.9])
@@ -206,8 +204,11 @@ def histogram(
 
 
 def _margin_of(margins: Margins) -> jax.Array:
-    try:
-        return margins.margin
-    except AttributeError:
+    """The margins [n], n >= 1."""
+    if not hasattr(margins, "margin"):
         name = type(margins).__name__
-        raise ValueError(f"margins is {name}: pass what over_batch(lipschitz_margin, ...) returns, Margins") from None
+        raise ValueError(f"margins is {name}: pass what over_batch(lipschitz_margin, ...) returns, Margins")
+    if jnp.ndim(margins.margin) != 1 or not len(margins.margin):
+        shape = jnp.shape(margins.margin)
+        raise ValueError(f"margins.margin has shape {shape}: expected [n], n >= 1, as over_batch returns")
+    return margins.margin

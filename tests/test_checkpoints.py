@@ -1,5 +1,10 @@
 """Checkpoints: what comes back is what was saved, bit for bit, key included; another shape is refused."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import numpy as np
 import optax
@@ -37,6 +42,31 @@ def test_what_another_device_saved_comes_back_where_fresh_states_are(tmp_path):
         checkpoints.save(1, elsewhere)
         back = checkpoints.restore(1, state())
     assert not any(leaf.committed for leaf in jax.tree.leaves(back) if leaf is not back.key)
+
+
+ELSEWHERE = """
+import sys, jax, numpy as np
+jax.config.update("jax_num_cpu_devices", 2)
+from pathlib import Path
+from test_checkpoints import Checkpoints, state
+mesh = jax.sharding.Mesh(np.array(jax.devices()), ("both",))
+parts = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+with Checkpoints(Path(sys.argv[1])) as checkpoints:
+    checkpoints.save(1, jax.device_put(state(seed=5), jax.devices()[1]))
+    checkpoints.save(2, jax.device_put(state(seed=6), parts))
+"""
+
+
+@pytest.mark.slow
+def test_what_two_devices_saved_is_restored_on_one(tmp_path):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parent)}
+    subprocess.run([sys.executable, "-c", ELSEWHERE, tmp_path / "c"], env=environment, check=True)
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        for epoch, seed in ((1, 5), (2, 6)):
+            back = checkpoints.restore(epoch, state())
+            data = [s._replace(key=jax.random.key_data(s.key)) for s in (state(seed=seed), back)]
+            jax.tree.map(np.testing.assert_array_equal, *data)
+            assert {leaf.devices().pop().id for leaf in jax.tree.leaves(back)} == {0}
 
 
 def test_only_the_last_states_are_kept(tmp_path):

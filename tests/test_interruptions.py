@@ -46,8 +46,16 @@ def start(job, grace):
 CPU = {"JAX_PLATFORMS": "cpu"}
 
 
+@pytest.fixture
+def heard():
+    """This process hears of the keyboard, though it may have been started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_a_job_with_one_line_and_its_exit_code(number, code, capsys):
+def test_a_signal_ends_a_job_with_one_line_and_its_exit_code(number, code, capsys, heard):
     before = signal.getsignal(number)
     kept = []
 

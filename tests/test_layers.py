@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 # The words that every room of the core may use, and what else each room may. A room is a folder or a file.
-WORDS = {"checks", "losses", "norms", "types"}
+WORDS = {"checks", "losses", "norms", "types", "varying"}
 CORE = {
     **dict.fromkeys(sorted(WORDS), set()),
     "adapters": set(),

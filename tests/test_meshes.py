@@ -16,10 +16,10 @@ import jaxmargin as jm
 SCRIPT = Path(__file__).with_name("meshes.py")
 
 
-def start(*arguments):
+def start(*arguments, script=SCRIPT):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
-        [sys.executable, SCRIPT, *map(str, arguments)], env=environment, stderr=subprocess.PIPE, text=True
+        [sys.executable, script, *map(str, arguments)], env=environment, stderr=subprocess.PIPE, text=True
     )
 
 
@@ -49,6 +49,11 @@ def by_mesh(found):
         mesh, what = re.fullmatch(r"(\d+x\d+)-(.+)", name).groups()
         sorted_out.setdefault(what, {})[mesh] = values
     return sorted_out
+
+
+@pytest.mark.slow
+def test_inside_of_shard_map_with_its_checks_on_nothing_is_other(tmp_path):
+    finish(start(script=SCRIPT.with_name("sharded.py")))
 
 
 @pytest.mark.slow

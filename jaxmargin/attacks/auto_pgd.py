@@ -111,7 +111,7 @@ def apgd(
     project, loss_fn = target.projection(norm, epsilon, box), loss_named(loss)
     value_and_grad = value_and_grad_of(target, lambda logits: loss_fn(logits, y))
     with jax.default_matmul_precision("float32"):
-        search = init(project(random_start(key, target.x, norm, epsilon)), epsilon)
+        search = target.begin(init(project(random_start(key, target.x, norm, epsilon)), epsilon))
         search = jax.lax.while_loop(
             lambda search: should_continue(search, num_steps),
             lambda search: step(value_and_grad, project, norm, epsilon, num_steps, search),

@@ -1,7 +1,7 @@
 """What all attacks share: their result, the losses they raise, and the set they may search."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxmargin import checks, losses
 from jaxmargin.norms import Norm
 from jaxmargin.types import Array, Box, LogitsFn
+from jaxmargin.varying import axes_of, varying
 from jaxmargin.xla_cpu.equations import equations
 
 __all__ = [
@@ -25,6 +26,9 @@ LOSSES: dict[str, Loss] = {
     "scaled_cross_entropy": losses.scaled_cross_entropy,
     "dlr": losses.dlr,
 }
+
+
+Search = TypeVar("Search")
 
 
 class Attack(NamedTuple):
@@ -61,6 +65,7 @@ class Target(NamedTuple):
       num_classes: c.
       rounding: the error of a logit, relative to its size, that another way to compute it may make: eagerly or
         compiled, alone or in a batch.
+      axes: of shard_map, over which the logits vary.
     """
 
     logits_fn: LogitsFn
@@ -69,6 +74,11 @@ class Target(NamedTuple):
     dtype: jnp.dtype
     num_classes: int
     rounding: float
+    axes: frozenset[str]
+
+    def begin(self, search: Search) -> Search:
+        """What a search begins with, to be handed to a loop; see ``varying``."""
+        return varying(search, self.axes | axes_of(self.x, self.y))
 
     @property
     def horizon(self) -> float:
@@ -181,6 +191,7 @@ def target_of(logits_fn: LogitsFn, x: jax.Array, y: jax.Array, norm: Norm, box: 
         num_classes,
         # Half precision is rounded once a layer, single precision once a term.
         coarsest * (32 if coarsest < 1e-6 else 8),
+        axes_of(program.out_avals),
     )
 
 

@@ -69,6 +69,7 @@ def search_from(
         epsilon = first_order_distance(target.margin(logits), gradient, norm, norm.size(jnp.ones_like(x)))
         epsilon = jnp.minimum(epsilon, jnp.minimum(farthest_corner(x, norm, box), target.horizon)).astype(x.dtype)
         search = Search(jnp.zeros_like(x), epsilon, jnp.zeros_like(x), jnp.full((), jnp.inf, x.dtype))
+        search = target.begin(search)
         search = jax.lax.fori_loop(0, num_steps, lambda t, search: step(t, search, away), search)
         search = keep(search, target.misclassified(logits_fn(clip(x + search.offset))), norm)
         best = jnp.where(jnp.argmax(logits) != y, 0, search.best)

@@ -108,7 +108,7 @@ def bisect_boundary(
     def beyond(z: jax.Array) -> jax.Array:
         return target.misclassified(target.logits_fn(z))
 
-    wrong, one = jnp.argmax(target.logits_fn(x)) != y, jnp.ones((), x.dtype)
+    wrong, one = jnp.argmax(target.logits_fn(x)) != y, target.begin(jnp.ones((), x.dtype))
     _, high = bisect(lambda share: beyond(at(share)), 0 * one, one, num_steps)
     nearer = jnp.where(wrong, x, at(high))
     return target.outcome(jnp.where(wrong | beyond(x_adv), nearer, x_adv), norm)

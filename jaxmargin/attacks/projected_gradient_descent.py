@@ -106,7 +106,8 @@ def pgd(
 
     def from_start(key: jax.Array) -> Attack:
         z = into_ball(_start(key, x, norm, epsilon, box))
-        search = jax.lax.while_loop(should_continue, step, _Search(jnp.array(0), z, z, jnp.array(jnp.inf, z.dtype)))
+        search = target.begin(_Search(jnp.array(0), z, z, jnp.array(jnp.inf, z.dtype)))
+        search = jax.lax.while_loop(should_continue, step, search)
         if keep == "last":
             return target.outcome(search.z, norm)
         return target.outcome(_best(search, target.margin(target.logits_fn(search.z))).best, norm)
@@ -115,7 +116,7 @@ def pgd(
         return turn[0] + 1, from_start(jax.random.fold_in(key, turn[0]))
 
     with jax.default_matmul_precision("float32"):
-        first = jnp.array(1), from_start(jax.random.fold_in(key, 0))
+        first = target.begin((jnp.array(1), from_start(jax.random.fold_in(key, 0))))
         if restarts == 1:
             return first[1]
         return jax.lax.while_loop(lambda turn: (turn[0] < restarts) & ~turn[1].found, restart, first)[1]

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
+from jaxmargin.varying import axes_of, varying
+
 __all__ = ["run_queue"]
 
 State = TypeVar("State")
@@ -71,6 +73,7 @@ def run_queue(
 
     indices = jnp.minimum(jnp.arange(workers), count)
     turn = begin(indices, results), indices, jnp.array(workers), results
+    turn = varying(turn, axes_of(turn))
     found: Results = jax.lax.while_loop(lambda turn: (turn[1] < count).any(), turn_over, turn)[3]
     return found
 

@@ -77,6 +77,7 @@ def _alone(workdir: Path) -> Iterator[None]:
     """Makes a folder and keeps other processes out of it, where the file system has locks."""
     lock = FileLock(workdir / ".lock")
     try:
+        workdir.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         raise ValueError(

@@ -18,6 +18,7 @@ from jaxmargin.lipschitz.sampler import Centre, Sampler, all_norms, tails_of
 from jaxmargin.lipschitz.sampling import Sampling
 from jaxmargin.lipschitz.tails import Tail
 from jaxmargin.margins import gap_over_slope
+from jaxmargin.varying import axes_of, varying
 
 __all__ = ["PILOT", "LargestNorms", "largest_norms"]
 
@@ -160,7 +161,8 @@ def _pilot(sampler: Sampler, length: int, rows: int) -> _State:
         tail = jax.vmap(lambda s, o, u: tails.tail(s, counts, o, u, total))(norms, over, unit)
         rise = tails.predicted_increase(tail, unit, total, total / length) / tails.SAFETY
         seen = jnp.full(len(norms), length, jnp.int32)
-        return _State(tail, over, unit, rise, seen, jnp.zeros_like(unit), jnp.zeros((), bool))
+        state = _State(tail, over, unit, rise, seen, jnp.zeros_like(unit), jnp.zeros((), bool))
+        return varying(state, axes_of(norms))
 
     state: _State = jax.lax.map(start, all_norms(sampler, length, rows))
     return state

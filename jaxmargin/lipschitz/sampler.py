@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxmargin.lipschitz import tails
 from jaxmargin.lipschitz.gradient_norms import GradientNorms
 from jaxmargin.lipschitz.tails import Tail
+from jaxmargin.varying import axes_of, varying
 
 __all__ = ["Centre", "Sampler", "all_norms", "tails_of"]
 
@@ -81,14 +82,14 @@ def tails_of(
 
     def chunk(i: jax.Array, seen: Tail) -> Tail:
         indices = start + i * stride + device * sampler.rows + jnp.arange(sampler.rows)
-        samples = _Chunk(sampler.gradient_norms.perturbations(jnp.minimum(indices, end - 1)), indices < end)
+        samples = _Chunk(_perturbations(sampler, jnp.minimum(indices, end - 1)), indices < end)
         centres = sampler.centres, candidates, threshold, unit
         return tails.merge(seen, jax.lax.map(lambda centre: _chunk_tail(sampler, samples, *centre), centres))
 
     chunks = -(-(end - start) // stride)
     if candidates is not None:
         chunks = jnp.where(candidates.any(), chunks, 0)
-    nothing = tails.nothing(threshold.shape, sampler.centres.gaps.dtype)
+    nothing = _nothing(threshold.shape, sampler.centres.gaps)
     seen: Tail = jax.lax.fori_loop(0, chunks, chunk, nothing)
     return seen if axis is None else _of_all_devices(seen, axis)
 
@@ -107,7 +108,7 @@ def all_norms(sampler: Sampler, length: int, rows: int) -> jax.Array:
 
     def chunk(i: jax.Array) -> jax.Array:
         indices = jnp.minimum(i * rows + jnp.arange(rows), length - 1)
-        perturbations = sampler.gradient_norms.perturbations(indices)
+        perturbations = _perturbations(sampler, indices)
         norms: jax.Array = jax.lax.map(lambda one: _chunk_norms(sampler, perturbations, rows, one), sampler.centres)
         return norms
 
@@ -124,7 +125,7 @@ def _chunk_tail(
     unit: jax.Array,
 ) -> Tail:
     """[m] of one centre."""
-    blank = tails.nothing(centre.gaps.shape, centre.gaps.dtype)
+    blank = _nothing(centre.gaps.shape, centre.gaps)
 
     def look() -> Tail:
         norm_of = sampler.gradient_norms.at(centre.features, chunk.perturbations)
@@ -138,6 +139,15 @@ def _chunk_tail(
 
     tail: Tail = jax.lax.cond(centre.valid if candidates is None else candidates.any(), look, lambda: blank)
     return tail
+
+
+def _perturbations(sampler: Sampler, indices: jax.Array) -> Any:
+    return varying(sampler.gradient_norms.perturbations(indices), axes_of(sampler.centres.gaps))
+
+
+def _nothing(shape: tuple[int, ...], gaps: jax.Array) -> Tail:
+    """The tails of no samples of centres with such gaps."""
+    return varying(tails.nothing(shape, gaps.dtype), axes_of(gaps))
 
 
 def _over_classes(keep: Callable[[jax.Array, Tail], Tail], candidates: jax.Array | None, blank: Tail) -> Tail:
@@ -166,6 +176,6 @@ def _chunk_norms(sampler: Sampler, perturbations: Any, rows: int, centre: Centre
         norms: jax.Array = jax.lax.map(lambda v: norm_of(v).astype(dtype), centre.differences)
         return norms
 
-    blank = jnp.zeros((len(centre.gaps), rows), dtype)
+    blank = varying(jnp.zeros((len(centre.gaps), rows), dtype), axes_of(centre.gaps))
     norms: jax.Array = jax.lax.cond(centre.valid, look, lambda: blank)
     return norms

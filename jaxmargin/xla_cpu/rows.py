@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxmargin.varying import axes_of, varying
 from jaxmargin.xla_cpu.backend import on_cpu
 
 __all__ = ["CONVOLVING_ROWS", "ROWS", "by_rows", "stable_rows"]
@@ -23,18 +24,20 @@ ROWS, CONVOLVING_ROWS = 128, 64
 def by_rows(run: Callable[..., Any], examples: tuple[jax.Array, ...], count: jax.Array | int, rows: int) -> Any:
     """``run(*examples)``, on a CPU so many rows at a time, always as many: rounding then knows nothing of the others.
 
-    Args:
-      run: arrays [b, ...] -> arrays [b, ...], row by row.
-      examples: arrays [b, ...], b a multiple of ``rows`` or smaller.
-      count: rows from the front that matter; for those behind, anything may come out.
-      rows: taken side by side.
+        Args:
+          run: arrays [b, ...] -> arrays [b, ...], row by row.
+          examples: arrays [b, ...], b a multiple of ``rows`` or smaller.
+          count: rows from the front that matter; for those behind, anything may come out.
+          rows: taken side by side.
 
-    Returns:
-      Arrays [b, ...].
+        Returns:
+          Arrays [b, ...].
 
-    >>> import jax.numpy as jnp
-    >>> by_rows(jnp.square, (jnp.arange(6),), 3, 2)
-    Array([0, 1, 4, 9, 0, 0], dtype=int32)
+        >>> import jax.numpy as jnp
+
+    from jaxmargin.varying import axes_of, varying
+        >>> by_rows(jnp.square, (jnp.arange(6),), 3, 2)
+        Array([0, 1, 4, 9, 0, 0], dtype=int32)
     """
     size = len(examples[0])
     if not on_cpu() or size < rows:
@@ -42,7 +45,8 @@ def by_rows(run: Callable[..., Any], examples: tuple[jax.Array, ...], count: jax
 
     def part(number: jax.Array) -> Any:
         mine = [jax.lax.dynamic_slice_in_dim(leaf, number * rows, rows) for leaf in examples]
-        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(run, *mine))
+        shapes = jax.eval_shape(run, *mine)
+        nothing = jax.tree.map(lambda leaf: varying(jnp.zeros(leaf.shape, leaf.dtype), axes_of(leaf)), shapes)
         return jax.lax.cond(number * rows < count, run, lambda *_: nothing, *mine)
 
     found = jax.lax.map(part, jnp.arange(size // rows))
