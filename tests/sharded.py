@@ -7,9 +7,8 @@ import jaxmargin as jm
 
 PARTS = jax.sharding.PartitionSpec("points")
 MEASURES = {
-    "lipschitz_margin": dict(num_samples=64), "fmn": dict(num_steps=3), "apgd": dict(epsilon=0.5, num_steps=4),
+    "lipschitz_margin": dict(num_samples=64), "fmn": dict(num_steps=3),
     "pgd": dict(epsilon=0.5, num_steps=3, step_size=0.1, restarts=2, keep="best"),
-    "worst_case": dict(epsilon=0.5, num_steps=3),
 }  # fmt: skip
 
 
