@@ -14,7 +14,7 @@ from jaxmargin.lab.interruptions import SAID, Stopped, stoppable
 
 # A job that is in one call of compiled code for ever, or that takes its interruption for no reason to end.
 JOB = """
-import sys, time, jax
+import signal, sys, time, jax
 from jaxmargin.lab import command_line, interruptions
 
 def compiled():
@@ -30,6 +30,7 @@ def stubborn():
         except KeyboardInterrupt:
             print("heard", flush=True)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background has not
 interruptions._GRACE_SECONDS = float(sys.argv[2])
 sys.exit(command_line.exit_code(globals()[sys.argv[1]]))
 """
