@@ -4,6 +4,7 @@ import io
 import os
 import random
 import subprocess
+import threading
 import zipfile
 
 import jax
@@ -276,3 +277,14 @@ def test_a_damaged_stage_is_made_again_and_damaged_times_are_counted_anew(tmp_pa
     assert any("halves.npz is damaged" in str(one.message) for one in said)
     assert any("stages.json is damaged" in str(one.message) for one in said)
     assert Workspace(tmp_path, "cell").stages().keys() == {"halves"}
+
+
+def test_what_is_being_written_can_be_read_all_the_while(tmp_path):
+    path, lines = tmp_path / "metrics.jsonl", 200
+    writer = threading.Thread(target=lambda: [files.append_record(path, {"epoch": one}) for one in range(lines)])
+    writer.start()
+    seen = [0]
+    while writer.is_alive():
+        seen.append(len(files.read_records(path)))
+    writer.join()
+    assert seen == sorted(seen) and len(files.read_records(path)) == lines

@@ -167,10 +167,10 @@ def _finished(path: Path, work: Workspace) -> Any:
     if not path.exists():
         return None
     try:
-        manifests.check(path.with_suffix(".npz"))
+        manifests.read(path.with_suffix(".npz"))
         for one in (work.metrics, work.params):
             with contextlib.suppress(FileNotFoundError):  # an ensemble trains nothing
-                manifests.check(one)
+                manifests.read(one)
         return cards.read(path)
     except (DamagedError, FileNotFoundError) as error:
         warnings.warn(f"{error}; {work.label} is finished again", stacklevel=3)

@@ -14,7 +14,7 @@ from typing import IO, Any, NoReturn, TypeVar
 import jax
 import numpy as np
 
-from jaxmargin.lab.manifests import DamagedError, content_of, verified, write, write_bytes
+from jaxmargin.lab.manifests import DamagedError, read, write, write_bytes
 
 __all__ = [
     "Arrays", "DamagedError", "Record", "append_record", "copy", "plain", "read_arrays", "read_json", "read_records",
@@ -41,7 +41,7 @@ def copy(path: Path, to: Path) -> Path:
     Raises:
       DamagedError: it is not as it was written.
     """
-    return write(to, verified(path, content_of(path)))
+    return write(to, read(path))
 
 
 def write_json(path: Path, content: Any) -> Path:
@@ -73,7 +73,7 @@ def read_json(path: Path) -> Any:
       DamagedError: it is not as it was written, or no JSON; its numbers are finite, its size and nesting bounded.
       FileNotFoundError: it is missing.
     """
-    return _parsed(path, verified(path, content_of(path, _LARGEST_TEXT)), _loads)
+    return _parsed(path, read(path, _LARGEST_TEXT), _loads)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> Path:
@@ -105,7 +105,7 @@ def read_arrays(path: Path) -> Arrays:
       DamagedError: it is not as it was written, or no .npz file of plain arrays; sizes are looked at before unpacking.
       FileNotFoundError: it is missing.
     """
-    return _parsed(path, verified(path, content_of(path)), _unpacked)
+    return _parsed(path, read(path), _unpacked)
 
 
 def append_record(path: Path, record: Record) -> None:
@@ -194,16 +194,15 @@ def _line(path: Path, record: Record) -> bytes:
 def _lines(path: Path) -> bytes:
     """The whole lines of a file, none where it is missing."""
     try:
-        content = content_of(path, _LARGEST_TEXT)
+        return read(path, _LARGEST_TEXT, lambda content: content[: content.rfind(b"\n") + 1])
     except FileNotFoundError:
         return b""
-    return verified(path, content[: content.rfind(b"\n") + 1])
 
 
-def _parsed(path: Path, content: bytes, read: Callable[[bytes], Content]) -> Content:
+def _parsed(path: Path, content: bytes, parse: Callable[[bytes], Content]) -> Content:
     """What some bytes hold; the json, zipfile and numpy modules each raise their own kinds where they hold nothing."""
     try:
-        return read(content)
+        return parse(content)
     except Exception as error:
         why = " ".join(str(error).split())[:200]
         raise DamagedError(path, f"{type(error).__name__}: {why}" if why else type(error).__name__) from None

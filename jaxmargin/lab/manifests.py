@@ -7,13 +7,10 @@ is killed, each file is as one of the lines says. A folder without a manifest is
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-__all__ = [
-    "NAME", "DamagedError", "audit", "check", "check_folder", "content_of", "digest", "forget", "seal", "verified",
-    "write", "write_bytes",
-]  # fmt: skip
+__all__ = ["NAME", "DamagedError", "audit", "check_folder", "digest", "forget", "read", "seal", "write", "write_bytes"]
 
 NAME = "SHA256SUMS"
 
@@ -70,17 +67,30 @@ def forget(path: Path) -> None:
         _write_manifest(path.parent, entered)
 
 
-def check(path: Path) -> None:
-    """Refuses a file that is not what the manifest of its folder says.
+def read(path: Path, largest: int = 2**30, part: Callable[[bytes], bytes] = bytes) -> bytes:
+    """The bytes of a file, if they are what the manifest of its folder says.
 
     Args:
       path: the file.
+      largest: how many bytes it may have.
+      part: of its bytes, the ones that are meant.
+
+    Returns:
+      That part.
 
     Raises:
-      DamagedError: it holds something else, is entered and missing, or is a link that leaves its folder.
+      DamagedError: it holds something else, is larger, is entered and missing, or is a link that leaves its folder.
       FileNotFoundError: it is missing and was never entered.
     """
-    verified(path, content_of(path))
+    before = None
+    while True:
+        content = part(_content(path, largest))
+        entered = (_entered(path.parent) or {}).get(path.name)
+        if not entered or digest(content) in entered:
+            return content
+        if content == before:
+            raise DamagedError(path, f"its SHA-256 is not the one in {NAME}")
+        before = content  # once more: a run that is under way may have written it between the two
 
 
 def seal(folder: Path) -> None:
@@ -143,17 +153,7 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / NAME)
 
 
-def content_of(path: Path, largest: int = 2**30) -> bytes:
-    """The bytes of a file in its own folder.
-
-    Args:
-      path: the file.
-      largest: how many bytes it may have.
-
-    Raises:
-      DamagedError: it is larger, is a link that leaves its folder, or is entered in a manifest and missing.
-      FileNotFoundError: it is missing and was never entered.
-    """
+def _content(path: Path, largest: int) -> bytes:
     if path.is_symlink() and path.resolve().parent != path.parent.resolve():
         raise DamagedError(path, "a link that leaves its folder")
     try:
@@ -165,22 +165,6 @@ def content_of(path: Path, largest: int = 2**30) -> bytes:
         raise
     if len(content) > largest:
         raise DamagedError(path, f"it has more than {largest:,} bytes")
-    return content
-
-
-def verified(path: Path, content: bytes) -> bytes:
-    """Some bytes, if they are what the manifest says of a file.
-
-    Args:
-      path: the file.
-      content: what was read from it.
-
-    Raises:
-      DamagedError: they are not.
-    """
-    entered = (_entered(path.parent) or {}).get(path.name)
-    if entered and digest(content) not in entered:
-        raise DamagedError(path, f"its SHA-256 is not the one in {NAME}")
     return content
 
 

@@ -95,7 +95,7 @@ class Workspace:
 
     def check(self, name: str) -> None:
         """Refuses a measure whose file is missing (FileNotFoundError) or damaged (DamagedError)."""
-        manifests.check(self.measured(name))
+        manifests.read(self.measured(name))
 
     def stages(self) -> dict[str, Stage]:
         """What each stage took so far."""
