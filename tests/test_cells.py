@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import third_study
 
-from jaxmargin.lab import cards, files, workspace
+from jaxmargin.lab import cards, files, provenance, workspace
 
 pytestmark = pytest.mark.hurried
 
@@ -46,7 +46,14 @@ def test_it_goes_on_where_it_was_cut_and_refuses_other_settings(workdir, tmp_pat
     monkeypatch.setattr(workspace, "measure", cut)
     assert third_study.main(["--workdir", str(tmp_path)]) == 130
     monkeypatch.undo()
-    assert third_study.main(["--workdir", str(tmp_path)]) == 0
+    now = provenance.versions()
+    words = rf"digits-linear-std-seed0 was begun elsewhere: jax {now['jax']} \(now 9.9\); its card names both"
+    with monkeypatch.context() as elsewhere, pytest.warns(UserWarning, match=words):
+        elsewhere.setattr(provenance, "versions", lambda: now | {"jax": "9.9"})
+        assert third_study.main(["--workdir", str(tmp_path)]) == 0
+    stages = cards.read(cards.path_of(tmp_path, "digits-linear-std-seed0"))["stages"]
+    assert stages["train"]["versions"]["jax"] == now["jax"]
+    assert stages["bounds"]["versions"]["jax"] == f"{now['jax']}, then 9.9"
     for path in (workdir / "cards").glob("*.npz"):
         assert path.read_bytes() == (tmp_path / "cards" / path.name).read_bytes()
     assert third_study.main(["--workdir", str(tmp_path), "--strength", "3"]) == 2
