@@ -1,5 +1,6 @@
 """Interruptions: one line on how to go on, the exit code of the signal, and gone in time whatever is under way."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -36,12 +37,17 @@ sys.exit(command_line.exit_code(globals()[sys.argv[1]]))
 """
 
 
-def start(job, grace):
+@contextlib.contextmanager
+def started(job, grace):
+    """The job, under way; gone after the block whatever happened."""
     piped = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process = subprocess.Popen([sys.executable, "-c", JOB, job, str(grace)], env=os.environ | CPU, **piped)
     assert process.stdout.readline() == "under way\n"
     time.sleep(2.0)  # until it is compiled
-    return process
+    try:
+        yield process
+    finally:
+        process.kill()
 
 
 CPU = {"JAX_PLATFORMS": "cpu"}
@@ -107,10 +113,10 @@ def test_blocks_that_are_not_commands_get_an_exception():
 
 @pytest.mark.slow
 def test_compiled_code_that_does_not_end_is_left_when_the_time_is_over():
-    process = start("compiled", 0.5)
-    begun = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    with started("compiled", 0.5) as process:
+        begun = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 143 and errors.strip() == SAID
     assert time.monotonic() - begun < 10
 
@@ -118,14 +124,14 @@ def test_compiled_code_that_does_not_end_is_left_when_the_time_is_over():
 @pytest.mark.slow
 @pytest.mark.parametrize("job", ["compiled", "stubborn"])
 def test_a_second_signal_ends_it_at_once_and_without_a_traceback(job):
-    process = start(job, 600)
-    process.send_signal(signal.SIGINT)
-    if job == "stubborn":
-        assert process.stdout.readline() == "heard\n"
-    time.sleep(0.5)
-    assert process.poll() is None
-    begun = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    with started(job, 600) as process:
+        process.send_signal(signal.SIGINT)
+        if job == "stubborn":
+            assert process.stdout.readline() == "heard\n"
+        time.sleep(0.5)
+        assert process.poll() is None
+        begun = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and errors.strip() == SAID
     assert time.monotonic() - begun < 5
