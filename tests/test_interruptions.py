@@ -41,13 +41,13 @@ sys.exit(command_line.exit_code(globals()[sys.argv[1]]))
 def started(job, grace):
     """The job, under way; gone after the block whatever happened."""
     piped = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    process = subprocess.Popen([sys.executable, "-c", JOB, job, str(grace)], env=os.environ | CPU, **piped)
-    assert process.stdout.readline() == "under way\n"
-    time.sleep(2.0)  # until it is compiled
-    try:
-        yield process
-    finally:
-        process.kill()
+    with subprocess.Popen([sys.executable, "-c", JOB, job, str(grace)], env=os.environ | CPU, **piped) as process:
+        try:
+            assert process.stdout.readline() == "under way\n"
+            time.sleep(2.0)  # until it is compiled
+            yield process
+        finally:
+            process.kill()
 
 
 CPU = {"JAX_PLATFORMS": "cpu"}

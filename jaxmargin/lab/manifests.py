@@ -1,7 +1,8 @@
 """SHA-256 digests of what a folder's files hold, as ``sha256sum -c SHA256SUMS`` reads them: a flipped bit is noticed.
 
-What is about to be written is entered first, and what it replaces stays entered until it is gone. So whenever a process
-is killed, each file is as one of the lines says. A folder without a manifest is believed: no flip takes one away.
+What replaces a file is entered before, and the file that it replaces stays entered until it is gone. So whenever a
+process is killed, each file is as one of its lines says. What has no line is believed, as a new file is until it is
+entered: no flip takes a line away and changes its file too.
 """
 
 import hashlib
@@ -51,10 +52,11 @@ def write(path: Path, content: bytes) -> Path:
     """
     entered, new = _entered(path.parent) or {}, digest(content)
     there = _digest_of(path) if path.is_file() else None
-    known = {one for one in entered.get(path.name, ()) if one == there} - {new}
-    _write_manifest(path.parent, entered | {path.name: [*known, new]})
+    known = {one for one in entered.pop(path.name, ()) if one == there} - {new}
+    if there is not None:
+        _write_manifest(path.parent, entered | {path.name: [*known, new]})
     write_bytes(path, content)
-    if known:
+    if known or there is None:
         _write_manifest(path.parent, entered | {path.name: [new]})
     return path
 
@@ -160,9 +162,11 @@ def _content(path: Path, largest: int) -> bytes:
         with path.open("rb") as file:
             content = file.read(largest + 1)
     except FileNotFoundError:
-        if path.name in (_entered(path.parent) or {}):
-            raise DamagedError(path, "it is missing") from None
-        raise
+        if path.name not in (_entered(path.parent) or {}):
+            raise
+        if path.exists():  # by now
+            return _content(path, largest)
+        raise DamagedError(path, "it is missing") from None
     if len(content) > largest:
         raise DamagedError(path, f"it has more than {largest:,} bytes")
     return content

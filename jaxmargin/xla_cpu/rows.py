@@ -34,8 +34,6 @@ def by_rows(run: Callable[..., Any], examples: tuple[jax.Array, ...], count: jax
           Arrays [b, ...].
 
         >>> import jax.numpy as jnp
-
-    from jaxmargin.varying import axes_of, varying
         >>> by_rows(jnp.square, (jnp.arange(6),), 3, 2)
         Array([0, 1, 4, 9, 0, 0], dtype=int32)
     """
