@@ -9,6 +9,19 @@ import numpy as np
 from jaxmargin import models
 
 
+def flipped(content, bit):
+    """Some bytes, one bit of them another."""
+    changed = bytearray(content)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+def flip(path):
+    """Flips a bit in the middle of a file."""
+    content = path.read_bytes()
+    path.write_bytes(flipped(content, 4 * len(content)))
+
+
 class Linear(NamedTuple):
     """An affine classifier f(x) = W x + b in float64, with points and labels."""
 

@@ -22,7 +22,7 @@ def unchanged():
     yield
     for name, value in before.items():
         jax.config.update(name, value)
-    atexit.unregister(compilation._audit)
+    atexit.unregister(compilation._enter_new)
 
 
 def test_a_folder_chosen_for_jax_is_kept(tmp_path):

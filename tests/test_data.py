@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import flip
 
 from jaxmargin.lab import data
 
@@ -369,12 +370,6 @@ def test_cache_is_mapped_read_only_and_complete(prepared, official, folders):
 
 def cut(path):
     os.truncate(path, path.stat().st_size - 100)
-
-
-def flip(path):
-    raw = bytearray(path.read_bytes())
-    raw[-1000] ^= 1
-    path.write_bytes(raw)
 
 
 @pytest.mark.parametrize("harm", [cut, flip, lambda path: path.write_bytes(b""), Path.unlink])

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_mistakes
 from hypothesis import event, given, settings
 
 import jaxmargin as jm
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.hurried
 
 LONG = settings.default.max_examples >= 5000
 NORMS = {"l2": jm.l2, "linf": jm.linf, "l1": jm.l1}
+ORDERS = {"l2": 2, "linf": np.inf, "l1": 1}  # in numpy
 MEASURES = {
     "linear_margin": {}, "lipschitz_margin": dict(num_samples=64, radius=1.0), "radial_margin": dict(num_samples=64),
     "block_maxima": dict(num_blocks=2, block_size=64), "certified_margin": {},
@@ -31,20 +33,16 @@ MEASURES = {
 # One compiled program each: a measure, a norm, numbers of inputs and classes, a dtype. The values are what is drawn.
 SHAPES = [(1, 2), (3, 3), (5, 10), (2, 1000)]
 DTYPES = ["float32", "float16", "bfloat16"]
-KINDS = ["affine", "relu"]
 
 
 def programs():
-    every = [
-        (name, norm, *shape, dtype, kind)
-        for number, name in enumerate(MEASURES)
-        for repeat in range(3 if LONG else 1)
-        for norm, shape, dtype, kind in [(
-            [*NORMS][(number + repeat) % 3], SHAPES[(number // 2 + repeat) % 4], DTYPES[(repeat + number // 3) % 3],
-            KINDS[(number + repeat // 2) % 2],
-        )]
-    ]  # fmt: skip
-    return list(dict.fromkeys(every))
+    found = []
+    for number, name in enumerate(MEASURES):
+        for repeat in range(3 if LONG else 1):
+            norm, shape = [*NORMS][(number + repeat) % 3], SHAPES[(number // 2 + repeat) % 4]
+            dtype, kind = DTYPES[(repeat + number // 3) % 3], [*KINDS][(number + repeat // 2) % 2]
+            found.append((name, norm, *shape, dtype, kind))
+    return found
 
 
 def share(part):
@@ -84,12 +82,15 @@ def relu(params, x):
     return params["w"] @ jax.nn.relu(params["v"] @ x.astype(jnp.float32)) + params["b"]
 
 
+KINDS = {"affine": affine, "relu": relu}
+
+
 @functools.lru_cache(maxsize=512)
 def lifted(name, norm, kind, boxed):
     options = dict(MEASURES[name], norm=NORMS[norm], batch_size=2)
     if boxed:
         options["box"] = (0.0, 1.0)
-    return jm.over_batch(getattr(jm, name), {"affine": affine, "relu": relu}[kind], **options)
+    return jm.over_batch(getattr(jm, name), KINDS[kind], **options)
 
 
 def said(error):
@@ -122,7 +123,7 @@ def test_measures(program, xs, weights, n, seed, labels, key, boxed):
             return
     event("measured")
     assert n and labels == "valid" and np.isfinite(np.float64(images)).all()
-    truths(result, params, {"affine": affine, "relu": relu}[kind], images, ys, NORMS[norm], name, boxed)
+    truths(result, params, KINDS[kind], images, ys, norm, name, boxed)
 
 
 def truths(result, params, apply_fn, xs, ys, norm, name, boxed):
@@ -153,7 +154,7 @@ def truths(result, params, apply_fn, xs, ys, norm, name, boxed):
         if epsilon is not None:
             moved = np.float64(x_adv) - np.float64(xs)
             step = float(jnp.finfo(xs.dtype).eps)
-            size = [np.linalg.norm(row, {"l2": 2, "linf": np.inf, "l1": 1}[norm_name(norm)]) for row in moved]
+            size = [np.linalg.norm(row, ORDERS[norm]) for row in moved]
             allowed = epsilon * (1 + 8 * step) + 2 * step * np.abs(np.float64(xs)).sum(1)
             assert (np.asarray(size) <= allowed).all()
     if hasattr(result, "certified") and hasattr(result, "attacked"):
@@ -161,17 +162,19 @@ def truths(result, params, apply_fn, xs, ys, norm, name, boxed):
         assert (np.float64(result.certified) <= attacked * (1 + 1e-3) + 1e-6).all() or xs.dtype != np.float32
 
 
-def norm_name(norm):
-    return next(name for name, one in NORMS.items() if one is norm)
-
-
 LOSSES = ("cross_entropy", "logit_margin", "soft_logit_margin")
 
 
 @share(0.2)
-@given(kind=values, seed=seeds, c=st.sampled_from([1, 2, 3, 10, 1000]), y=st.integers(-3, 1002), at=st.integers(0, 2))
-def test_losses(kind, seed, c, y, at):
-    loss, logits = getattr(jm.losses, LOSSES[at]), drawn(kind, seed, (c,))
+@given(
+    kind=values,
+    seed=seeds,
+    c=st.sampled_from([1, 2, 3, 10, 1000]),
+    y=st.integers(-3, 1002),
+    name=st.sampled_from(LOSSES),
+)
+def test_losses(kind, seed, c, y, name):
+    loss, logits = getattr(jm.losses, name), drawn(kind, seed, (c,))
     try:
         value = np.asarray(loss(jnp.asarray(logits), y))
     except ValueError as error:
@@ -193,10 +196,10 @@ def test_norms(name, kind, seed, shape, radius, dtype):
     assert inside.shape == x.shape and inside.dtype == x.dtype
     if not np.isfinite(np.float64(x)).all():
         return
-    exact = np.linalg.norm(np.float64(x).ravel(), {"l2": 2, "linf": np.inf, "l1": 1}[name])
+    exact = np.linalg.norm(np.float64(x).ravel(), ORDERS[name])
     step = float(jnp.finfo(dtype).eps)
     assert not np.isnan(np.float64(inside)).any()
-    size = np.linalg.norm(np.float64(inside).ravel(), {"l2": 2, "linf": np.inf, "l1": 1}[name])
+    size = np.linalg.norm(np.float64(inside).ravel(), ORDERS[name])
     if exact < 1e18 and (exact > 1e-18 or not exact):
         assert size <= radius * (1 + 4 * step * x.size) + float(jnp.finfo(dtype).smallest_subnormal) * x.size
         np.testing.assert_allclose(np.float64(norm.size(jnp.asarray(x))), exact, rtol=x.size * step, atol=1e-30)
@@ -233,4 +236,4 @@ def test_flags(accuracies, clean, n):
 
 
 def test_every_measure_is_drawn():
-    assert {program[0] for program in programs()} == set(MEASURES)
+    assert {program[0] for program in programs()} == set(test_mistakes.MEASURES)  # which are all public ones

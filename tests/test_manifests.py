@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from helpers import flip, flipped
 
 import jaxmargin as jm
 from jaxmargin import models
@@ -30,12 +31,6 @@ WRITERS = {
         files.read_records,
     ),
 }
-
-
-def flipped(content, bit):
-    changed = bytearray(content)
-    changed[bit // 8] ^= 1 << bit % 8
-    return bytes(changed)
 
 
 def bits(content, count=FLIPS):
@@ -208,7 +203,7 @@ def test_the_intact_checkpoint_before_a_damaged_one_is_used_with_a_warning(saved
     subprocess.run(["cp", "-r", saved, copy], check=True)
     largest = max((path for path in (copy / "4").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     if harm == "flip":
-        largest.write_bytes(flipped(largest.read_bytes(), 100))
+        flip(largest)
     elif harm == "missing":
         largest.unlink()
     elif harm == "new":
@@ -240,7 +235,7 @@ def linear(w, x):
 DAMAGE = {
     "empty": lambda path: path.write_bytes(b""),
     "torn": lambda path: os.truncate(path, path.stat().st_size // 2),
-    "flipped": lambda path: path.write_bytes(flipped(path.read_bytes(), 500)),
+    "flipped": flip,
 }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from helpers import flip
 
 from jaxmargin.lab import cells, tables, workspace
 from jaxmargin.lab import files as tracking
@@ -151,12 +152,6 @@ def test_a_finished_cell_is_only_read(straight, data, monkeypatch):
     monkeypatch.setattr(Cell, "check", None)
     monkeypatch.setattr(Workspace, "run", None)
     assert run_cell(CELL, data, straight[1]) == tracking.read_json(straight[1] / "cards" / f"{CELL.name}.json")
-
-
-def flip(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 DAMAGED = [

@@ -88,12 +88,9 @@ def exit_code(job: Callable[[], None], minutes: float | None = None) -> int:
         return _stopped(str(error), 1)
     except (ValueError, OSError) as error:
         return _stopped(str(error), 2)
-    except Stopped as stop:
+    except KeyboardInterrupt as stop:
         print(SAID, file=sys.stderr)
-        return stop.exit_code
-    except KeyboardInterrupt:  # not by a signal that this process was told of
-        print(SAID, file=sys.stderr)
-        return 130
+        return stop.exit_code if isinstance(stop, Stopped) else 130
     return 0
 
 

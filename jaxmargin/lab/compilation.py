@@ -12,6 +12,8 @@ from jaxmargin.lab import manifests
 
 __all__ = ["keep_compiled"]
 
+_PROGRAMS = "*-cache"  # as JAX names them
+
 
 def keep_compiled() -> Path | None:
     """Turns JAX's compilation cache on for this process, before anything is compiled.
@@ -29,7 +31,7 @@ def keep_compiled() -> Path | None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not chosen:
             _audit(folder)
-            atexit.register(_audit, folder)
+            atexit.register(_enter_new, folder)
     except OSError:
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -39,7 +41,13 @@ def keep_compiled() -> Path | None:
 
 
 def _audit(folder: Path) -> None:
-    """Removes the programs that are damaged, and enters the new ones; another process may be at it too."""
-    with contextlib.suppress(FileNotFoundError):
-        if removed := manifests.audit(folder, "*-cache"):
+    """Removes the programs that are damaged, and enters those of processes that were killed."""
+    with contextlib.suppress(FileNotFoundError):  # another process may be at it too
+        if removed := manifests.audit(folder, _PROGRAMS):
             warnings.warn(f"{folder}: {len(removed)} compiled programs were damaged and are made again", stacklevel=2)
+
+
+def _enter_new(folder: Path) -> None:
+    """Enters what this process has compiled."""
+    with contextlib.suppress(OSError):
+        manifests.enter_new(folder, _PROGRAMS)

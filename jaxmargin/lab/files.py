@@ -14,17 +14,18 @@ from typing import IO, Any, NoReturn, TypeVar
 import jax
 import numpy as np
 
-from jaxmargin.lab.manifests import DamagedError, read, write, write_bytes
+from jaxmargin.lab.manifests import DamagedError, brief, read, write, write_bytes
 
 __all__ = [
-    "Arrays", "DamagedError", "Record", "append_record", "copy", "plain", "read_arrays", "read_json", "read_records",
-    "write_arrays", "write_bytes", "write_json", "write_records",
+    "FORMATS", "Arrays", "DamagedError", "Record", "append_record", "copy", "plain", "read_arrays", "read_json",
+    "read_records", "write_arrays", "write_bytes", "write_json", "write_records",
 ]  # fmt: skip
 
 Arrays = dict[str, np.ndarray]
 Record = dict[str, Any]
 Content = TypeVar("Content")
 
+FORMATS = (".json", ".jsonl", ".npz")  # what is entered in manifests
 _LARGEST_TEXT, _LARGEST_ARRAYS = 2**26, 2**32  # bytes, unpacked
 
 
@@ -204,8 +205,7 @@ def _parsed(path: Path, content: bytes, parse: Callable[[bytes], Content]) -> Co
     try:
         return parse(content)
     except Exception as error:
-        why = " ".join(str(error).split())[:200]
-        raise DamagedError(path, f"{type(error).__name__}: {why}" if why else type(error).__name__) from None
+        raise DamagedError(path, brief(error)) from None
 
 
 def _loads(content: bytes) -> Any:

@@ -104,11 +104,15 @@ def _alarm(minutes: float | None) -> Iterator[None]:
     if minutes is None:
         yield
         return
-    # To the main thread itself, which may be waiting for something else than compiled code.
-    ring, whom = getattr(signal, "pthread_kill", None), threading.get_ident()
-    alarm = threading.Timer(
-        60 * minutes, *((ring, (whom, signal.SIGINT)) if ring else (signal.raise_signal, (signal.SIGINT,)))
-    )
+    main_thread = threading.get_ident()
+
+    def ring() -> None:
+        if hasattr(signal, "pthread_kill"):  # wakes it where it waits for something else than compiled code
+            signal.pthread_kill(main_thread, signal.SIGINT)
+        else:
+            signal.raise_signal(signal.SIGINT)
+
+    alarm = threading.Timer(60 * minutes, ring)
     alarm.daemon = True
     alarm.start()
     try:

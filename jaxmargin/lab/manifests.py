@@ -11,7 +11,10 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-__all__ = ["NAME", "DamagedError", "audit", "check_folder", "digest", "forget", "read", "seal", "write", "write_bytes"]
+__all__ = [
+    "NAME", "DamagedError", "audit", "brief", "check_folder", "enter_new", "forget", "read", "seal", "write",
+    "write_bytes",
+]  # fmt: skip
 
 NAME = "SHA256SUMS"
 
@@ -32,11 +35,6 @@ class DamagedError(ValueError):
         self.path, self.why = path, why
 
 
-def digest(content: bytes) -> str:
-    """The SHA-256 of some bytes, in hexadecimal."""
-    return hashlib.sha256(content).hexdigest()
-
-
 def write(path: Path, content: bytes) -> Path:
     """Writes a file whole or not at all, and enters it in the manifest of its folder.
 
@@ -50,7 +48,7 @@ def write(path: Path, content: bytes) -> Path:
     Raises:
       OSError: it cannot be written; the error names the file.
     """
-    entered, new = _entered(path.parent) or {}, digest(content)
+    entered, new = _entered(path.parent) or {}, _digest(content)
     there = _digest_of(path) if path.is_file() else None
     known = {one for one in entered.pop(path.name, ()) if one == there} - {new}
     if there is not None:
@@ -88,7 +86,7 @@ def read(path: Path, largest: int = 2**30, part: Callable[[bytes], bytes] = byte
     while True:
         content = part(_content(path, largest))
         entered = (_entered(path.parent) or {}).get(path.name)
-        if not entered or digest(content) in entered:
+        if not entered or _digest(content) in entered:
             return content
         if content == before:
             raise DamagedError(path, f"its SHA-256 is not the one in {NAME}")
@@ -124,7 +122,7 @@ def check_folder(folder: Path) -> None:
 
 
 def audit(folder: Path, pattern: str) -> list[Path]:
-    """Removes the files of a folder that are not as they were entered, and enters those that are new.
+    """Removes the files of a folder that are not as they were entered, and enters those that have no line.
 
     Args:
       folder: the folder.
@@ -133,17 +131,34 @@ def audit(folder: Path, pattern: str) -> list[Path]:
     Returns:
       What was removed.
     """
-    before, found, removed = _entered(folder) or {}, {}, []
-    for path in sorted(folder.glob(pattern)):
-        now = _digest_of(path)
-        if now in before.get(path.name, (now,)):
-            found[path.name] = [now]
-        else:
-            path.unlink(missing_ok=True)
-            removed.append(path)
-    if found != before:
-        _write_manifest(folder, found)
+    before = _entered(folder) or {}
+    known = [path for path in sorted(folder.glob(pattern)) if path.name in before]
+    removed = [path for path in known if _digest_of(path) not in before[path.name]]
+    for path in removed:
+        path.unlink(missing_ok=True)
+    kept = {path.name: before[path.name] for path in known if path not in removed}
+    if kept != before:
+        _write_manifest(folder, kept)
+    enter_new(folder, pattern)
     return removed
+
+
+def enter_new(folder: Path, pattern: str) -> None:
+    """Enters the files of a folder that have no line in its manifest; see ``audit``."""
+    before = _entered(folder) or {}
+    new = {path.name: [_digest_of(path)] for path in folder.glob(pattern) if path.name not in before}
+    if new:
+        _write_manifest(folder, before | new)
+
+
+def brief(error: Exception) -> str:
+    """An exception of any library on one short line."""
+    why = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}: {why}" if why else type(error).__name__
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _digest_of(path: Path) -> str:

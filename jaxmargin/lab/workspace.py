@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -108,11 +108,10 @@ class Workspace:
 
     def moved(self) -> list[str]:
         """What is no longer as it was when earlier stages ran, in words: device, versions or commit."""
-        now = _here()
         words: dict[str, None] = {}
         for stage in self.stages().values():
-            there = {"device": stage["device"], "commit": stage.get("commit"), **(stage["versions"] or {})}
-            for name, value in {"device": now["device"], "commit": now["commit"], **now["versions"]}.items():
+            there = _by_name(stage)
+            for name, value in _by_name(_here()).items():
                 before = there.get(name)
                 if before and value and value not in before.split(THEN):
                     words[f"{name} {before} (now {value})"] = None
@@ -146,6 +145,11 @@ class Workspace:
 
 def _here() -> dict[str, Any]:
     return dict(device=provenance.device_name(), versions=provenance.versions(), commit=provenance.commit())
+
+
+def _by_name(where: Mapping[str, Any]) -> dict[str, str | None]:
+    """Device, commit and each package's version."""
+    return {"device": where["device"], "commit": where.get("commit"), **(where["versions"] or {})}
 
 
 def _also(before: str | None, now: str | None) -> str | None:

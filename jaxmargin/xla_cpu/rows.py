@@ -24,18 +24,18 @@ ROWS, CONVOLVING_ROWS = 128, 64
 def by_rows(run: Callable[..., Any], examples: tuple[jax.Array, ...], count: jax.Array | int, rows: int) -> Any:
     """``run(*examples)``, on a CPU so many rows at a time, always as many: rounding then knows nothing of the others.
 
-        Args:
-          run: arrays [b, ...] -> arrays [b, ...], row by row.
-          examples: arrays [b, ...], b a multiple of ``rows`` or smaller.
-          count: rows from the front that matter; for those behind, anything may come out.
-          rows: taken side by side.
+    Args:
+      run: arrays [b, ...] -> arrays [b, ...], row by row.
+      examples: arrays [b, ...], b a multiple of ``rows`` or smaller.
+      count: rows from the front that matter; for those behind, anything may come out.
+      rows: taken side by side.
 
-        Returns:
-          Arrays [b, ...].
+    Returns:
+      Arrays [b, ...].
 
-        >>> import jax.numpy as jnp
-        >>> by_rows(jnp.square, (jnp.arange(6),), 3, 2)
-        Array([0, 1, 4, 9, 0, 0], dtype=int32)
+    >>> import jax.numpy as jnp
+    >>> by_rows(jnp.square, (jnp.arange(6),), 3, 2)
+    Array([0, 1, 4, 9, 0, 0], dtype=int32)
     """
     size = len(examples[0])
     if not on_cpu() or size < rows:

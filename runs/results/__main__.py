@@ -26,7 +26,6 @@ KEPT = (
     "cards/*.json",
 )  # fmt: skip
 CARDS = ("cards/*.json", "result.json")  # of cells, or of a study without cells of its own
-SEALED = (".json", ".jsonl", ".npz")  # with a line in the manifest of their folder
 RUNS = Path(__file__).parents[1]
 
 
@@ -128,7 +127,7 @@ def take_over(workdir: Path, folder: Path) -> None:
         for path in workdir.glob(pattern):
             if pattern != "cells/*/metrics.jsonl" or path.parent.name in finished:
                 to = folder / path.relative_to(workdir)
-                if path.suffix in SEALED:
+                if path.suffix in files.FORMATS:
                     files.copy(path, to)
                 else:
                     files.write_bytes(to, path.read_bytes())

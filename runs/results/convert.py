@@ -83,7 +83,7 @@ def convert(folder: Path) -> int:
 
 def _enter(folder: Path) -> None:
     """Enters what has no line yet in the manifests, as it is."""
-    for suffix in (".json", ".jsonl", ".npz"):
+    for suffix in files.FORMATS:
         for path in folder.rglob(f"*{suffix}"):
             if "checkpoints" not in path.relative_to(folder).parts:
                 files.copy(path, path)

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxmargin.lab import manifests
 
-__all__ = ["SPLITS", "Split", "brief", "fill", "read", "root"]
+__all__ = ["SPLITS", "Split", "fill", "read", "root"]
 
 SPLITS = ("train", "test")
 
@@ -29,11 +29,6 @@ def root(cache_dir: str | os.PathLike[str] | None) -> Path:
     return Path(cache_dir or os.environ.get("JAXMARGIN_CACHE") or default).expanduser()
 
 
-def brief(error: Exception) -> str:
-    """An exception of any library on one short line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
 def read(folder: Path) -> dict[str, Split] | None:
     """The memory-mapped arrays; None where there are none, or they are damaged (which a warning says)."""
     if not folder.is_dir():
@@ -44,7 +39,7 @@ def read(folder: Path) -> dict[str, Split] | None:
     except manifests.DamagedError as error:
         why = error.why
     except (OSError, ValueError) as error:
-        why = brief(error)
+        why = manifests.brief(error)
     warnings.warn(f"cache_dir: {folder} is damaged ({why}): decoding again", stacklevel=3)
     return None
 
@@ -63,7 +58,7 @@ def fill(folder: Path, splits: dict[str, Split]) -> dict[str, Split]:
     except OSError as error:
         if not folder.is_dir():  # another process may have been faster
             remedy = "pass a writable cache_dir or set JAXMARGIN_CACHE, or each start decodes again"
-            warnings.warn(f"cache_dir: {folder} cannot be written ({brief(error)}): {remedy}", stacklevel=3)
+            warnings.warn(f"cache_dir: {folder} cannot be written ({manifests.brief(error)}): {remedy}", stacklevel=3)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return read(folder) or splits

@@ -29,7 +29,8 @@ import numpy as np
 
 from jaxmargin import checks
 from jaxmargin.lab.data import cache
-from jaxmargin.lab.data.cache import SPLITS, Split, brief
+from jaxmargin.lab.data.cache import SPLITS, Split
+from jaxmargin.lab.manifests import brief
 
 __all__ = ["Dataset", "Split", "load", "margin_points", "scaled", "spread_points"]
 
